@@ -1,0 +1,123 @@
+"""Hand models: the built-in hand and MANO, behind one interface.
+
+Both give the same arrays, stacked on the hand axis, so that nothing downstream asks which one is in use.
+Legend: 2 the hand axis · 778 vertices · 16 joints in MODEL16 order. Metres.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from common.errors import UserError
+from common.hands import MODEL16, NUM_FACES, NUM_SHAPE, NUM_VERTICES, Hand, joint_regressor
+from common.types import ManoParams
+
+BUILTIN_HAND = Path(__file__).parent / "assets" / "builtin_hand.npz"
+_MIRROR = np.array([-1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class HandModel:
+    """The arrays of one parametric hand model, right and left."""
+
+    name: str                   # "builtin" or "mano"
+    sha256: str                 # of the source files: stored with datasets and checkpoints
+    template: Tensor            # (2, 778, 3)
+    shapedirs: Tensor           # (2, 778, 3, 10)
+    posedirs: Tensor            # (2, 135, 2334)     applied to flatten(R_j − I), j = 1..15
+    regressor: Tensor           # (2, 16, 778)
+    weights: Tensor             # (2, 778, 16)
+    faces: Tensor               # (2, 1538, 3) int64, outward winding
+    mean_pose: Tensor           # (2, 45)            added to stored finger poses (flat_hand_mean=False)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What datasets and checkpoints store to name the model they belong to."""
+        return {"name": self.name, "sha256": self.sha256}
+
+
+def load_hand_model(name: str, path: str = "") -> HandModel:
+    """The hand model called `name`: "builtin", or "mano" from a folder `path` with the two MANO files.
+
+    Raises UserError when the files are missing or are not a hand model.
+    """
+    if name == "builtin":
+        return _load_builtin()
+    if name == "mano":
+        from common.mano_files import load_mano
+        return load_mano(path)
+    raise UserError(f"hand_model.name is '{name}'.", "It must be 'builtin' or 'mano'.")
+
+
+def check_same_model(expected: dict[str, str], found: dict[str, str], where: str) -> None:
+    """Refuse data or weights made with another hand model than the configured one."""
+    if expected != found:
+        raise UserError(
+            f"{where} was made with the hand model '{found['name']}' (sha256 {found['sha256'][:12]}), but the config "
+            f"asks for '{expected['name']}' (sha256 {expected['sha256'][:12]}).",
+            f"Use --set hand_model.name={found['name']}, or data and weights made with '{expected['name']}'.",
+        )
+
+
+def _load_builtin() -> HandModel:
+    """The built-in hand. Its file holds the right hand; the left hand is the exact mirror image across x = 0."""
+    digest = hashlib.sha256(BUILTIN_HAND.read_bytes()).hexdigest()
+    with np.load(BUILTIN_HAND, allow_pickle=False) as file:
+        right = {key: file[key] for key in file.files}
+    left = dict(right)
+    left["v_template"] = right["v_template"] * _MIRROR
+    left["shapedirs"] = right["shapedirs"] * _MIRROR[:, None]
+    # Mirroring a rotation flips the sign of the entries that touch x once; the pose features inherit that.
+    feature_signs = np.tile(np.outer(_MIRROR, _MIRROR).reshape(-1), 15)
+    left["posedirs"] = right["posedirs"] * _MIRROR[:, None] * feature_signs
+    left["faces"] = right["faces"][:, ::-1]
+    left["hands_mean"] = (right["hands_mean"].reshape(15, 3) * -_MIRROR).reshape(-1)
+    return stack_hands("builtin", digest, [right, left])
+
+
+def stack_hands(name: str, digest: str, arrays: list[dict[str, np.ndarray]]) -> HandModel:
+    """A HandModel from MANO-style arrays of the right and the left hand."""
+    def stacked(key: str) -> Tensor:
+        return torch.from_numpy(np.stack([np.asarray(hand[key], dtype=np.float32) for hand in arrays]))
+
+    posedirs = stacked("posedirs").reshape(2, NUM_VERTICES * 3, -1).transpose(1, 2).contiguous()
+    faces = torch.from_numpy(np.stack([np.asarray(hand["faces"], dtype=np.int64) for hand in arrays]))
+    return HandModel(
+        name, digest, stacked("v_template"), stacked("shapedirs")[..., :NUM_SHAPE].contiguous(), posedirs,
+        stacked("J_regressor"), stacked("weights"), faces.reshape(2, NUM_FACES, 3), stacked("hands_mean"),
+    )
+
+
+class ManoLayer(nn.Module):
+    """Both hands' meshes from model parameters, by `smplx.lbs`, always in float32."""
+
+    def __init__(self, model: HandModel):
+        super().__init__()
+        for key in ("template", "shapedirs", "posedirs", "weights"):
+            self.register_buffer(key, getattr(model, key), persistent=False)
+        self.register_buffer("model_regressor", model.regressor, persistent=False)
+        self.register_buffer("regressor", joint_regressor(model.regressor), persistent=False)   # (2, 21, 778)
+        self.register_buffer("parents", torch.tensor(MODEL16.parents), persistent=False)
+
+    def forward(self, params: ManoParams) -> Tensor:
+        """Vertices (B, 2, 778, 3), metres, in the model's own frame: the hand turns about its resting wrist."""
+        from smplx.lbs import lbs   # imported here so that reading data or scoring files does not need smplx
+
+        with torch.autocast(params.shape.device.type, enabled=False):
+            meshes = [
+                lbs(
+                    params.shape[:, hand].float(), params.rotations[:, hand].float(), self.template[hand],
+                    self.shapedirs[hand], self.posedirs[hand], self.model_regressor[hand], self.parents,
+                    self.weights[hand], pose2rot=False,
+                )[0]
+                for hand in Hand
+            ]
+        return torch.stack(meshes, dim=1)
+
+    def joints(self, vertices: Tensor) -> Tensor:
+        """G·vertices: joints (B, 2, 21, 3) of meshes (B, 2, 778, 3), in the meshes' frame."""
+        return self.regressor @ vertices

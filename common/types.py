@@ -1,0 +1,80 @@
+"""Every tensor type that crosses a module boundary.
+
+Legend: B batch · 2 the hand axis (`common.hands.Hand`: right 0, left 1) · 21 joints in MANO21 order ·
+778 mesh vertices · S crop side in pixels. Lengths are metres in the camera frame (x right, y down,
+z forward) after augmentation; `_crop` is in pixels of the S×S crop. A `Sample` has the same fields as a
+`TwoHandBatch` without the leading B.
+
+Missing supervision is a validity mask, never None: where a mask is 0 the value is finite but meaningless.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class ManoParams(NamedTuple):
+    """Parameters of the hand model, any leading shape."""
+
+    rotations: Tensor       # (B, 2, 16, 3, 3) the model's full local rotations, mean pose included
+    shape: Tensor           # (B, 2, 10)
+
+
+class Targets(NamedTuple):
+    """What a sample annotates, and the masks that say where it does."""
+
+    vertices: Tensor        # (B, 2, 778, 3)   relative to the own wrist
+    joints: Tensor          # (B, 2, 21, 3)    relative to the own wrist
+    wrist: Tensor           # (B, 2, 3)        camera frame
+    relative: Tensor        # (B, 3)           left wrist − right wrist
+    joints_crop: Tensor     # (B, 2, 21, 2)    projected joints, crop pixels
+    mano: ManoParams
+
+    vertices_valid: Tensor  # (B, 2)           the hand has a mesh
+    joints_valid: Tensor    # (B, 2, 21)       joints[...] is annotated
+    relative_valid: Tensor  # (B,)             both wrists are annotated
+    mano_valid: Tensor      # (B, 2)           the hand has model parameters
+
+
+class TwoHandBatch(NamedTuple):
+    """What the loader yields."""
+
+    image: Tensor           # (B, 3, S, S)     RGB in [0, 1]
+    targets: Targets
+    camera_crop: Tensor     # (B, 3, 3)        intrinsics from the camera frame to crop pixels
+    index: Tensor           # (B,)             position in the reader: joins predictions to samples
+
+
+Sample = TwoHandBatch       # one sample, without the batch axis
+
+
+class GroundTruthCamera(NamedTuple):
+    """Where the hands really are: only for the ablation that samples refine features with the true camera."""
+
+    camera_crop: Tensor     # (B, 3, 3)        as in TwoHandBatch
+    wrist: Tensor           # (B, 2, 3)        as in Targets
+
+
+class JointPrediction(NamedTuple):
+    """Joint stage: 2.5D joints and their features."""
+
+    joints_cells: Tensor    # (B, 2, 21, 3)    x, y, z in heatmap cells: see common.geometry.joints_to_cells
+    features: Tensor        # (B, 2, 21, C)    F_J of the paper
+
+
+class HandPrediction(NamedTuple):
+    """Both hands, camera frame, metres."""
+
+    vertices: Tensor        # (B, 2, 778, 3)   relative to the own wrist
+    joints: Tensor          # (B, 2, 21, 3)    relative to the own wrist: G·vertices
+    relative: Tensor        # (B, 3)           left wrist − right wrist
+    mano: ManoParams        # of the rough mesh
+    camera: Tensor          # (B, 2, 3)        weak perspective s, tx, ty: see common.geometry.project_weak
+
+
+class Stages(NamedTuple):
+    """Everything LGNet predicts."""
+
+    joint: JointPrediction
+    mesh: HandPrediction    # M_r, the rough mesh
+    final: HandPrediction   # M_f = M_r + ΔM

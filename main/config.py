@@ -1,0 +1,233 @@
+"""The configuration: frozen dataclasses, filled from a YAML file and `--set a.b=c`.
+
+A YAML file may start from another one with `base: lgnet.yaml` (relative to itself) and names only what differs.
+Unknown keys and values of the wrong type are refused with the key, the value and the closest known key.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from common.errors import UserError
+
+CONFIG_DIR = Path(__file__).parent / "configs"
+
+
+@dataclass(frozen=True)
+class HandModelConfig:
+    name: Literal["builtin", "mano"] = "builtin"
+    path: str = ""                          # folder with MANO_RIGHT and MANO_LEFT; unused by the built-in hand
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Ranges of EANet, the code LGNet descends from; the paper names the kinds only."""
+
+    scale: float = 0.25                     # side of the box × (1 + scale·clip(N(0, 1), ±1))
+    rotation: float = 30.0                  # degrees × clip(N(0, 1), ±2)
+    rotation_probability: float = 0.6
+    flip_probability: float = 0.5
+    color: float = 0.2                      # each channel × U(1 − color, 1 + color)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    root: str = "data/InterHand26M/data"    # relative to the repository, or absolute
+    trainset: str = "InterHand26M"          # a name in data.READERS
+    testset: str = "InterHand26M"
+    train_split: str = "train"
+    test_split: str = "test"
+    hand_types: Literal["interacting", "all"] = "interacting"
+    box_source: Literal["vertices", "joints", "json"] = "vertices"
+    box_ratio: float = 0.8                  # the hands fill this share of the crop
+    depth_range: float = 0.4                # metres covered by the 8 depth cells of the 2.5D joints
+    workers: int = 4                        # loader processes for each training process
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Keywords of `common.nets.lgnet.build_lgnet`; the paper's ablations are switches here."""
+
+    backbone: Literal["resnet18", "resnet34", "resnet50"] = "resnet50"
+    pretrained: str = ""                    # "" scratch, "imagenet" torchvision's download, or a file
+    input_size: int = 256
+    channels: int = 512                     # c of the paper; 256 in LGNet-Light
+    normalize_input: bool = True            # ImageNet mean and std, inside the model
+    joint_stage: bool = True                # false: joints straight from GAP(F)
+    mesh_stage: bool = True                 # false: parameters by fully connected layers
+    refine_stage: bool = True               # false: the rough mesh is the result
+    separate_hands: bool = True             # false: one shared feature instead of F_R and F_L
+    lgblock: bool = True                    # false: F* = F_h
+    local_unit: bool = True
+    global_unit: bool = True
+    local_graph: Literal["grid8", "mesh63", "none"] = "grid8"
+    graph_conv: Literal["gin", "cheb"] = "gin"
+    lgfa: Literal["paper", "prenorm"] = "paper"
+    lgfa_depth: int = 1                     # attention layers in each LGFA step; prenorm only
+    refine_shared: bool = True              # one refine net, the left hand mirrored in and out
+    refine_camera: Literal["predicted", "ground_truth"] = "predicted"
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights. The first five are the paper's (eqs. 12–16), the rest supervise what its losses leave free."""
+
+    mesh: float = 1.0
+    joint: float = 1.0
+    normal: float = 1.0
+    edge: float = 1.0
+    laplacian: float = 50.0
+    aux_losses: bool = True                 # false switches every term below off
+    joint_25d: float = 1.0
+    joint_projected: float = 1.0
+    relative: float = 1.0
+    pose: float = 1.0
+    shape: float = 1.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    epochs: int = 30
+    batch_size: int = 32                    # for each process
+    lr: float = 1e-4
+    lr_drops: tuple[int, ...] = (10, 15)    # epochs at which lr is divided by 10
+    warmup_steps: int = 0                   # linear rise of lr from 0
+    max_grad_norm: float = 0.0              # 0: no clipping
+    precision: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 0
+    keep_snapshots: int = 3                 # the last k stay on disk
+    log_every: int = 50                     # steps
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise UserError(f"train.lr is {self.lr}.", "It must be positive.")
+        if self.epochs < 1 or self.batch_size < 1:
+            raise UserError(f"train.epochs is {self.epochs} and train.batch_size {self.batch_size}.",
+                            "Both must be at least 1.")
+
+
+@dataclass(frozen=True)
+class TestConfig:
+    batch_size: int = 32
+    protocol: str = "lgnet"                 # whose numbers are printed; see common.metrics.PROTOCOLS
+
+
+@dataclass(frozen=True)
+class Config:
+    hand_model: HandModelConfig = field(default_factory=HandModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    test: TestConfig = field(default_factory=TestConfig)
+    output: str = "output"                  # model_dump, log, result, vis; relative to the repository
+
+
+def load_config(path: str | Path = "lgnet.yaml", overrides: list[str] | None = None) -> Config:
+    """The configuration in a YAML file, changed by `a.b=c` overrides.
+
+    path: a file, or the name of one in main/configs.
+    """
+    values = _read_yaml(_find(Path(path)))
+    for override in overrides or []:
+        _apply_override(values, override)
+    return config_from_dict(values)
+
+
+def config_from_dict(values: dict[str, Any]) -> Config:
+    """A Config from plain nested values, as stored in a checkpoint."""
+    return _build(Config, values, prefix="")
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """Plain nested values that `config_from_dict` reads back."""
+    return dataclasses.asdict(config)
+
+
+def _find(path: Path) -> Path:
+    for candidate in (path, CONFIG_DIR / path, CONFIG_DIR / f"{path}.yaml"):
+        if candidate.is_file():
+            return candidate
+    known = ", ".join(sorted(str(file.relative_to(CONFIG_DIR)) for file in CONFIG_DIR.rglob("*.yaml")))
+    raise UserError(f"There is no config file '{path}'.", f"main/configs holds: {known}.")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is not a YAML file: {' '.join(str(error).split())}.") from None
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds {type(values).__name__} at its top level.", "It must hold keys such as 'train:'.")
+    base = values.pop("base", None)
+    return values if base is None else _merged(_read_yaml(_find(path.parent / str(base))), values)
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        both_nested = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both_nested else value
+    return merged
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set got '{override}'.", "Write it as key=value, for example --set train.lr=3e-4.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    *sections, name = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise UserError(f"--set {override}: '{section}' is a value, not a section.")
+    values[name] = value
+
+
+def _build(kind: type, values: Any, prefix: str) -> Any:
+    if not isinstance(values, dict):
+        raise UserError(f"Config section '{prefix.rstrip('.')}' is {values!r}.", "It must hold keys.")
+    hints = typing.get_type_hints(kind)
+    for key in values:
+        if key not in hints:
+            close = difflib.get_close_matches(str(key), hints, n=1)
+            hint = f"Did you mean '{prefix}{close[0]}'?" if close else f"Known keys: {', '.join(hints)}."
+            raise UserError(f"Unknown config key '{prefix}{key}'.", hint)
+    return kind(**{key: _coerce(hints[key], value, f"{prefix}{key}") for key, value in values.items()})
+
+
+def _coerce(hint: Any, value: Any, key: str) -> Any:
+    """`value` as the field's type; PyYAML reads 1e-4 as a string, so numbers are read from strings too."""
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, f"{key}.")
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value in options:
+            return value
+        raise UserError(f"Config key '{key}' is {value!r}.", f"It must be one of: {', '.join(options)}.")
+    if origin is tuple and isinstance(value, (list, tuple)):
+        return tuple(_coerce(options[0], item, key) for item in value)
+    if hint is bool and isinstance(value, bool):
+        return value
+    if hint in (int, float) and not isinstance(value, bool):
+        try:
+            number = float(value)
+            if hint is float or number.is_integer():
+                return hint(number)
+        except (TypeError, ValueError, OverflowError):
+            pass
+    if hint is str and (value is None or isinstance(value, (str, int, float))):
+        return "" if value is None else str(value)
+    name = "a list" if isinstance(hint, types.GenericAlias) else f"a value of type {hint.__name__}"
+    raise UserError(f"Config key '{key}' is {value!r}.", f"It must be {name}.")
