@@ -1,0 +1,1 @@
+"""InterHand2.6M, and rendered sets in its layout."""

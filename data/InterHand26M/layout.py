@@ -1,0 +1,64 @@
+"""Where the files of InterHand2.6M are, in the layouts in which it travels."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from common.errors import UserError
+
+_HINT = (
+    "Render a set with `python tool/make_synthetic.py --out {root}`, or download InterHand2.6M (5 fps, v1.0) from "
+    "https://mks0601.github.io/InterHand2.6M/ and point data.root at the folder that holds 'annotations' and 'images'."
+)
+
+
+class Layout(NamedTuple):
+    """The files of one split."""
+
+    annotations: Path   # folder
+    stem: str           # what every annotation file name starts with
+    data_kind: str      # "data", or "data_hm" after a rename that EANet users know
+    images: Path        # folder that `file_name` is relative to
+
+    def file(self, kind: str) -> Path:
+        return self.annotations / f"{self.stem}_{kind}.json"
+
+    @property
+    def data(self) -> Path:
+        return self.file(self.data_kind)
+
+
+def find_layout(root: Path, split: str) -> Layout:
+    """The first layout under `root` that has annotations of `split`; UserError lists all that were tried."""
+    layouts = list(_layouts(root, split))
+    for layout in layouts:
+        if layout.data.is_file():
+            return layout
+    tried = ", ".join(str(layout.data) for layout in layouts)
+    raise UserError(f"There are no InterHand2.6M annotations of split '{split}'. Tried: {tried}.",
+                    _HINT.format(root=root))
+
+
+def _layouts(root: Path, split: str) -> Iterator[Layout]:
+    for base in (root, root / "InterHand2.6M_5fps_batch1"):
+        # v1.0 has one folder for each split; earlier releases one for each kind of annotation.
+        for folder in (split, "all", "human_annot", "machine_annot"):
+            for kind in ("data", "data_hm"):
+                annotations = base / "annotations" / folder
+                yield Layout(annotations, f"InterHand2.6M_{split}", kind, base / "images" / split)
+    # A few frames beside their annotations in one flat folder, as in mmpose's test data.
+    yield Layout(root, f"{split}_interhand2.6m", "data", root)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; UserError when it is missing or damaged."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing.", "The annotation files of a split belong together.") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not a complete JSON file: {error}.", "Copy or download it again.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None

@@ -1,0 +1,129 @@
+"""From a frame as stored to a sample: flip, rotation, scale, crop and colour, each applied to everything at once.
+
+The order is fixed: mirror the whole picture with its camera, turn the whole camera frame about the viewing axis,
+then crop. So projecting the camera-frame targets with `camera_crop` lands on the pixels of the crop, exactly.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.geometry import crop_affine, rotation_about_z, square_box
+from common.hands import WRIST, Hand, mirror_points, mirror_rotations
+from common.types import ManoParams, Sample, Targets
+from data.schema import Record
+
+
+@dataclass(frozen=True)
+class AugmentRanges:
+    """How far `draw_view` goes; main.config.AugmentConfig says where the numbers come from."""
+
+    scale: float
+    rotation: float
+    rotation_probability: float
+    flip_probability: float
+    color: float
+
+
+class View(NamedTuple):
+    """One way of looking at a frame."""
+
+    flip: bool = False
+    rotation_deg: float = 0.0                               # positive: counter-clockwise on screen
+    scale: float = 1.0                                      # of the box
+    color: tuple[float, float, float] = (1.0, 1.0, 1.0)     # gain of red, green, blue
+
+
+def draw_view(ranges: AugmentRanges, rng: np.random.Generator) -> View:
+    """A random view. Every draw is made every time, so that no range changes what another one draws."""
+    scale, rotation = np.clip(rng.standard_normal(2), (-1, -2), (1, 2))
+    turns, flips = rng.random(2) < (ranges.rotation_probability, ranges.flip_probability)
+    return View(
+        flip=bool(flips),
+        rotation_deg=float(ranges.rotation * rotation) if turns else 0.0,
+        scale=float(1 + ranges.scale * scale),
+        color=tuple(rng.uniform(1 - ranges.color, 1 + ranges.color, size=3).tolist()),
+    )
+
+
+def make_sample(record: Record, image: np.ndarray, index: int, *, size: int, box_ratio: float, view: View) -> Sample:
+    """The crop of a frame in one view, with its targets. Changes neither `record` nor `image`.
+
+    image: (H, W, 3) uint8 BGR, as stored.  index: the frame's position in its reader.
+    size: side of the crop, pixels.  box_ratio: share of the crop that the hands fill when view.scale is 1.
+    """
+    if view.flip:
+        record, image = mirror_record(record), cv2.flip(image, 1)
+    crop_from_image = crop_affine(square_box(record.box_px, box_ratio), size, view.scale, view.rotation_deg)
+    turn = rotation_about_z(view.rotation_deg)
+    camera_crop = crop_from_image @ record.camera @ turn.T
+    return Sample(
+        image=_crop_image(image, crop_from_image, size, view.color),
+        targets=_targets(rotate_record(record, turn), camera_crop),
+        camera_crop=_float32(camera_crop),
+        index=torch.tensor(index),
+    )
+
+
+def mirror_record(record: Record) -> Record:
+    """The frame seen in a mirror: x → W − 1 − x in the picture, x → −x in the camera frame, hands swapped.
+
+    The principal point is mirrored too; keeping it, as InterWild does, moves the mesh off the picture.
+    """
+    width = record.image_size[0]
+    camera = record.camera.copy()
+    camera[0, 2] = width - 1 - camera[0, 2]
+    box = record.box_px.copy()
+    box[:, 0] = width - 1 - box[::-1, 0]
+    swapped = {key: getattr(record, key)[::-1].copy()
+               for key in ("shape", "vertices_valid", "joints_valid", "mano_valid")}
+    return record._replace(
+        camera=camera, box_px=box, **swapped,
+        vertices_cam=mirror_points(torch.from_numpy(record.vertices_cam)).numpy(),
+        joints_cam=mirror_points(torch.from_numpy(record.joints_cam)).numpy(),
+        rotations=mirror_rotations(torch.from_numpy(record.rotations)).flip(0).numpy(),
+    )
+
+
+def rotate_record(record: Record, rotation: np.ndarray) -> Record:
+    """The camera-frame points and root rotations of a frame, turned about the camera; the rest is unchanged."""
+    rotations = record.rotations.copy()
+    rotations[:, 0] = rotation @ rotations[:, 0]
+    return record._replace(vertices_cam=record.vertices_cam @ rotation.T, joints_cam=record.joints_cam @ rotation.T,
+                           rotations=rotations)
+
+
+def _crop_image(image: np.ndarray, crop_from_image: np.ndarray, size: int, color: tuple[float, ...]) -> Tensor:
+    """(3, S, S) RGB in [0, 1]; black outside the picture."""
+    crop = cv2.warpAffine(image, crop_from_image[:2], (size, size), flags=cv2.INTER_LINEAR)
+    planes = np.ascontiguousarray(crop[..., ::-1].transpose(2, 0, 1))       # (3, S, S) RGB
+    gains = np.asarray(color, dtype=np.float32)[:, None, None] / 255
+    return torch.from_numpy(np.minimum(planes * gains, 1.0))
+
+
+def _targets(record: Record, camera_crop: np.ndarray) -> Targets:
+    """Targets of a frame in its final camera frame; 0 where nothing is annotated."""
+    valid = record.joints_valid[..., None]                                  # (2, 21, 1)
+    wrist = record.joints_cam[:, WRIST] * valid[:, WRIST]                   # (2, 3)
+    has_both = bool(valid[:, WRIST].all())
+    homogeneous = np.where(valid, record.joints_cam, (0.0, 0.0, 1.0)) @ camera_crop.T
+    return Targets(
+        vertices=_float32((record.vertices_cam - wrist[:, None]) * record.vertices_valid[:, None, None]),
+        joints=_float32((record.joints_cam - wrist[:, None]) * valid),
+        wrist=_float32(wrist),
+        relative=_float32((wrist[Hand.LEFT] - wrist[Hand.RIGHT]) * has_both),
+        joints_crop=_float32(homogeneous[..., :2] / homogeneous[..., 2:] * valid),
+        mano=ManoParams(_float32(record.rotations), _float32(record.shape)),
+        vertices_valid=_float32(record.vertices_valid),
+        joints_valid=_float32(record.joints_valid),
+        relative_valid=torch.tensor(float(has_both)),
+        mano_valid=_float32(record.mano_valid),
+    )
+
+
+def _float32(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.asarray(values, dtype=np.float32))

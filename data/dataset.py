@@ -1,0 +1,104 @@
+"""Order, randomness and pictures on top of a reader.
+
+Every sample is a pure function of (seed, epoch, index): the number of loader processes, their start method and
+where a run was interrupted change nothing. The sampler hands the epoch to the workers inside the index.
+"""
+
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from common.errors import UserError
+from common.hands import NUM_JOINTS, WRIST
+from common.types import Sample
+from data.augment import AugmentRanges, View, draw_view, make_sample
+from data.schema import Reader, Record
+
+
+class TwoHandDataset(Dataset):
+    """Samples of a reader, indexed by (epoch, index).
+
+    size: side of the crop, pixels.  box_ratio: share of the crop that the hands fill.
+    augment: None for evaluation; then the epoch and the seed change nothing.
+    """
+
+    def __init__(self, reader: Reader, *, size: int, box_ratio: float, augment: AugmentRanges | None = None,
+                 seed: int = 0):
+        self.reader, self.size, self.box_ratio = reader, size, box_ratio
+        self.augment, self.seed = augment, seed
+        # OpenCV's own threads do not survive a fork, and there is a process for each core already.
+        cv2.setNumThreads(0)
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        epoch, index = key
+        view = View()
+        if self.augment is not None:
+            view = draw_view(self.augment, np.random.default_rng((self.seed, epoch, index)))
+        record = self.reader.read(index)
+        return make_sample(record, read_image(record), index, size=self.size, box_ratio=self.box_ratio, view=view)
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """(epoch, index) pairs of one process, in an order that depends on (seed, epoch) only.
+
+    With several processes each takes every `world_size`-th sample; the first samples are repeated at the end until
+    all processes have the same number.
+    """
+
+    def __init__(self, length: int, *, seed: int = 0, shuffle: bool = True, rank: int = 0, world_size: int = 1):
+        self.length, self.seed, self.shuffle = length, seed, shuffle
+        self.rank, self.world_size = rank, world_size
+        self.epoch, self.start = 0, 0
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """What the next iteration yields: `epoch`, without the first `start` samples of this process."""
+        self.epoch, self.start = epoch, start
+
+    def __len__(self) -> int:
+        return max(0, -(-self.length // self.world_size) - self.start)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.arange(self.length)
+        if self.shuffle:
+            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        padded = np.resize(order, -(-self.length // self.world_size) * self.world_size)
+        mine = padded[self.rank::self.world_size][self.start:]
+        return ((self.epoch, index) for index in mine.tolist())
+
+
+def read_image(record: Record) -> np.ndarray:
+    """The stored picture, (H, W, 3) uint8 BGR; labels are in stored pixels, so no orientation tag is followed."""
+    try:
+        data = np.fromfile(record.image_path, dtype=np.uint8)
+    except OSError as error:
+        raise UserError(f"The image {record.image_path} cannot be read: {error.strerror}.",
+                        "Unpack the image archive again.") from None
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if data.size else None
+    if image is None:
+        raise UserError(f"The image {record.image_path} is damaged.", "Unpack the image archive again.")
+    height, width = image.shape[:2]
+    if (width, height) != record.image_size:
+        expected = "×".join(map(str, record.image_size))
+        raise UserError(f"The image {record.image_path} has {width}×{height} pixels; its annotation says {expected}.",
+                        "Use images and annotations of the same release.")
+    return image
+
+
+def mean_joints(reader: Reader, limit: int = 10_000) -> torch.Tensor:
+    """Mean wrist-relative joints (2, 21, 3) float64 of at most `limit` records spread evenly over the reader.
+
+    No picture is read. Joints that no record annotates are 0.
+    """
+    total, count = np.zeros((2, NUM_JOINTS, 3)), np.zeros((2, NUM_JOINTS, 1))
+    for index in np.linspace(0, len(reader) - 1, min(limit, len(reader))).round().astype(int).tolist():
+        record = reader.read(index)
+        valid = record.joints_valid[..., None]
+        total += (record.joints_cam - record.joints_cam[:, WRIST, None]) * valid
+        count += valid
+    return torch.from_numpy(total / np.maximum(count, 1))

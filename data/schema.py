@@ -1,0 +1,45 @@
+"""What a reader of a dataset gives: one un-augmented frame at a time.
+
+Legend: 2 the hand axis (`common.hands.Hand`) · 21 joints in MANO21 order · 778 vertices · 16 model joints.
+Everything is float64 or bool numpy; lengths are metres in the camera frame (x right, y down, z forward).
+"""
+
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from common.mano import HandModel
+
+
+class Record(NamedTuple):
+    """One frame as stored: the whole picture, not augmented. Masked-out values are finite and meaningless."""
+
+    image_path: Path
+    image_size: tuple[int, int]     # width, height of the stored image, pixels
+    camera: np.ndarray              # (3, 3)            intrinsics: camera frame to image pixels
+    vertices_cam: np.ndarray        # (2, 778, 3)
+    joints_cam: np.ndarray          # (2, 21, 3)        G·mesh where there is a mesh, else the annotated joints
+    rotations: np.ndarray           # (2, 16, 3, 3)     the root in the camera frame, mean pose included
+    shape: np.ndarray               # (2, 10)
+    box_px: np.ndarray              # (2, 2)            tight box round both hands: low and high corner, image pixels
+
+    vertices_valid: np.ndarray      # (2,) bool         the hand has a mesh
+    joints_valid: np.ndarray        # (2, 21) bool      all False for a hand whose wrist is not annotated
+    mano_valid: np.ndarray          # (2,) bool         the hand has model parameters
+
+
+class Reader(Protocol):
+    """A dataset on disk. Reading an index twice gives the same record; records can be read in any process."""
+
+    name: str
+    hand_model: HandModel
+    summary: str                    # one line for the log: what was found and what was left out
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> Record: ...
+
+    def describe(self, index: int) -> dict[str, str | int]:
+        """What a person needs to find the record again: path, ids, capture, camera, frame."""
+        ...
