@@ -1,0 +1,99 @@
+"""One reconstruction as files: meshes as OBJ, hand model parameters as JSON, with unit and frame written in each.
+
+The common frame of both hands has its origin at the right wrist and the camera's axes (x right, y down, z forward).
+The meshes are M_f, the result. The parameters describe M_r, the rough mesh, because the last stage moves vertices
+one by one and leaves the hand model; posing them gives M_r, a few millimetres from the OBJ.
+
+Legend: 2 the hand axis · 778 vertices.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy.spatial.transform import Rotation
+from torch import Tensor
+
+from common.engine.checkpoint import write_atomically
+from common.geometry import apply_affine, grid_to_crop
+from common.hands import Hand
+from common.mano import HandModel
+from common.types import HandPrediction
+
+FRAME = "origin at the right wrist; x right, y down, z away from the camera"
+CONVENTION = (
+    "MANO with flat_hand_mean=False and use_pca=False: hands_mean is added to hand_pose before posing. "
+    "vertices = posed mesh - its regressed wrist + root_trans, where root_trans is the wrist in this frame. "
+    "Posing gives the rough mesh; the OBJ holds the refined mesh."
+)
+
+
+class WeakCamera(NamedTuple):
+    """Weak perspective of one hand on a picture: pixel = scale · (x, y) + wrist, x and y relative to its own wrist."""
+
+    scale_px_per_m: float
+    wrist_px: tuple[float, float]
+
+
+def common_frame(hands: HandPrediction) -> Tensor:
+    """Vertices (2, 778, 3) of both hands of one picture, metres, in the frame whose origin is the right wrist.
+
+    hands: without batch axis.
+    """
+    return hands.vertices + wrist_offsets(hands.relative)[:, None]
+
+
+def wrist_offsets(relative: Tensor) -> Tensor:
+    """Where each wrist (2, 3) lies in the common frame."""
+    return torch.stack([torch.zeros_like(relative), relative])
+
+
+def weak_cameras(camera: Tensor, crop_from_image: np.ndarray, size: int) -> list[WeakCamera]:
+    """The predicted cameras (2, 3) in pixels of the picture; the crop must not be rotated.
+
+    crop_from_image: 3×3, from the picture to the crop of `size` pixels.
+    """
+    image_from_crop = np.linalg.inv(crop_from_image)
+    wrists_px = apply_affine(image_from_crop, grid_to_crop(camera[:, 1:], size).double().numpy())
+    scales = camera[:, 0].double().numpy() * size / 2 * image_from_crop[0, 0]
+    return [WeakCamera(float(scale), tuple(wrist)) for scale, wrist in zip(scales, wrists_px.tolist(), strict=True)]
+
+
+def write_obj(path: Path, vertices: Tensor, faces: Tensor, comments: list[str]) -> None:
+    """A mesh with vertices (778, 3) in metres, its order kept; each comment becomes a line at the top."""
+    import trimesh  # imported here so that training does not need it
+    from trimesh.exchange.obj import export_obj
+
+    mesh = trimesh.Trimesh(vertices.numpy(), faces.numpy(), process=False)
+    header = "\n# ".join([*comments, "unit: metre", f"frame: {FRAME}"])
+    text = export_obj(mesh, include_normals=False, include_color=False, include_texture=False, header=header)
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def hand_params(rough: HandPrediction, hand: Hand, model: HandModel) -> dict[str, Any]:
+    """Parameters of one hand under InterWild's names, with unit, frame and convention.
+
+    rough: of one picture, without batch axis.
+    """
+    axis_angle = Rotation.from_matrix(rough.mano.rotations[hand].double().numpy()).as_rotvec()       # (16, 3)
+    return {
+        "root_pose": axis_angle[0].tolist(),
+        "hand_pose": (axis_angle[1:].ravel() - model.mean_pose[hand].double().numpy()).tolist(),
+        "shape": rough.mano.shape[hand].double().tolist(),
+        "root_trans": wrist_offsets(rough.relative)[hand].double().tolist(),
+        "hand": hand.label,
+        "units": {"root_pose": "axis-angle, radian", "hand_pose": "axis-angle, radian", "root_trans": "metre"},
+        "frame": FRAME,
+        "convention": CONVENTION,
+        "hand_model": model.identity,
+    }
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """One line for each key, numbers in full; values that are not finite are refused."""
+    lines = [f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}"
+             for key, value in values.items()]
+    text = "{\n" + ",\n".join(lines) + "\n}\n"
+    write_atomically(path, lambda file: file.write(text.encode()))

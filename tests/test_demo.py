@@ -1,0 +1,277 @@
+"""The demo: any folder in, a report and files out."""
+
+import dataclasses
+import importlib
+import json
+import struct
+import sys
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.engine.checkpoint import Snapshot, save_snapshot
+from common.errors import EXIT_SOME_FAILED, UserError
+from common.geometry import SquareBox, crop_affine
+from common.mano import HandModel
+from common.nets.lgnet import build_lgnet
+from data.ImageFolder import ImageFolder, UnreadableImage, crop_image, read_boxes
+from data.ImageFolder.images import read_image, unique_names
+from main.config import Config, ModelConfig, config_to_dict
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def photo(seed: int = 0, width: int = 90, height: int = 60) -> Image.Image:
+    """A smooth random picture."""
+    small = np.random.default_rng(seed).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    return Image.fromarray(cv2.resize(small, (width, height)))
+
+
+# ---------------------------------------------------------------- reading pictures
+
+def save_bomb(path: Path) -> None:
+    """A few bytes of PNG whose header claims 50,000 × 50,000 pixels."""
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b""))
+
+
+def save_truncated(path: Path) -> None:
+    photo().save(path)
+    path.write_bytes(path.read_bytes()[:-400])
+
+
+BROKEN = {
+    "empty.jpg": (lambda path: path.write_bytes(b""), "empty"),
+    "text.jpg": (lambda path: path.write_text("not a picture"), "not an image"),
+    "truncated.jpg": (save_truncated, "truncated"),
+    "bomb.png": (save_bomb, "100 million"),
+    "long.png": (lambda path: Image.new("L", (40_000, 1)).save(path), "40000×1"),
+    "loop.jpg": (lambda path: path.symlink_to(path), "symbolic links"),
+    "gone.jpg": (lambda path: path.symlink_to(path.parent / "nothing"), "No such file"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_picture_is_refused_with_its_reason(tmp_path: Path, name: str):
+    make, reason = BROKEN[name]
+    make(tmp_path / name)
+    folder = ImageFolder(tmp_path, {})
+    with pytest.raises(UnreadableImage, match=reason):
+        folder.read(0, box_ratio=0.8)
+
+
+@pytest.mark.parametrize(("mode", "suffix"), [
+    ("RGB", "jpg"), ("L", "jpg"), ("CMYK", "jpg"), ("RGB", "png"), ("RGBA", "png"), ("LA", "png"), ("P", "png"),
+    ("1", "png"), ("P", "gif"), ("RGB", "webp"), ("RGB", "bmp"), ("RGB", "tif"),
+])
+def test_every_mode_becomes_rgb(tmp_path: Path, mode: str, suffix: str):
+    stored = photo().convert("L").convert(mode)
+    stored.save(tmp_path / f"a.{suffix}")
+    image = read_image(tmp_path / f"a.{suffix}")
+    assert image.shape == (60, 90, 3) and image.dtype == np.uint8
+    assert np.abs(image.astype(int) - np.asarray(stored.convert("RGB"))).mean() < 6
+
+
+def test_sixteen_bits_keep_their_brightness(tmp_path: Path):
+    values = np.linspace(0, 65535, 90 * 60).reshape(60, 90).astype(np.uint16)
+    cv2.imwrite(str(tmp_path / "a.png"), values)
+    np.testing.assert_allclose(read_image(tmp_path / "a.png")[..., 0], values / 257, atol=1)
+
+
+def test_transparent_pixels_are_white(tmp_path: Path):
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "a.png")
+    assert (read_image(tmp_path / "a.png") == 255).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_camera_s_orientation_tag_is_followed(tmp_path: Path, orientation: int):
+    """Stored as the tag says, every picture comes back upright."""
+    upright = photo()
+    store = {1: [], 2: [0], 3: [3], 4: [1], 5: [5], 6: [2], 7: [6], 8: [4]}[orientation]    # PIL's transposes
+    stored = upright
+    for operation in store:
+        stored = stored.transpose(operation)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.asarray(upright))
+
+
+def test_fifty_randomly_damaged_jpegs_give_an_image_or_a_reason(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    photo().save(tmp_path / "good.jpg")
+    good = (tmp_path / "good.jpg").read_bytes()
+    for _ in range(50):
+        damaged = bytearray(good)
+        for place in rng.integers(2, len(good), 5):
+            damaged[place] = rng.integers(256)
+        (tmp_path / "bad.jpg").write_bytes(bytes(damaged))
+        try:
+            assert read_image(tmp_path / "bad.jpg").dtype == np.uint8
+        except UnreadableImage as reason:
+            assert str(reason)
+
+
+# ---------------------------------------------------------------- folders and boxes
+
+def test_repeated_stems_get_names_of_their_own():
+    files = [Path(name) for name in ("a.jpg", "a.png", "A.bmp", "b.jpg", "a_jpg.png")]
+    names = unique_names(files)
+    assert len({name.casefold() for name in names}) == len(files)
+    assert names[3] == "b" and names[4] == "a_jpg"
+
+
+def test_only_pictures_of_the_folder_itself_are_taken(tmp_path: Path):
+    (tmp_path / "sub.jpg").mkdir()
+    for name in ("b.JPG", "a.png", "notes.txt", "boxes.json"):
+        (tmp_path / name).write_bytes(b"x")
+    assert [file.name for file in ImageFolder(tmp_path, {}).files] == ["a.png", "b.JPG"]
+
+
+@pytest.mark.parametrize("name", ["", "missing"])
+def test_an_empty_or_missing_folder_is_an_error(tmp_path: Path, name: str):
+    with pytest.raises(UserError, match="--input"):
+        ImageFolder(tmp_path / name, {})
+
+
+def test_a_box_fills_the_crop_and_no_box_takes_the_picture_whole(tmp_path: Path):
+    for name in ("a.png", "b.png"):
+        photo().save(tmp_path / name)
+    folder = ImageFolder(tmp_path, {"a.png": (10, 20, 40, 30)})
+    boxed, whole = folder.read(0, box_ratio=0.8), folder.read(1, box_ratio=0.8)
+    assert boxed.square.side == pytest.approx(50) and boxed.square.center.tolist() == [30, 35]
+    assert whole.square.side == 90 and whole.square.center.tolist() == [44.5, 29.5]
+    assert [file.name for file in folder.without_box] == ["b.png"]
+
+
+def test_boxes_that_fit_no_picture_are_an_error(tmp_path: Path):
+    photo().save(tmp_path / "a.png")
+    with pytest.raises(UserError, match="None of the 1 names.*'a.jpg'.*'a.png'"):
+        ImageFolder(tmp_path, {"a.jpg": (0, 0, 5, 5)})
+
+
+def test_a_box_outside_the_picture_fails_that_picture_only(tmp_path: Path):
+    photo().save(tmp_path / "a.png")
+    with pytest.raises(UnreadableImage, match="outside"):
+        ImageFolder(tmp_path, {"a.png": (90, 0, 5, 5)}).read(0, box_ratio=0.8)
+
+
+@pytest.mark.parametrize("text", [
+    "", "[1]", '{"a.jpg": 1}', '{"a.jpg": [1, 2, 3]}', '{"a.jpg": [1, 2, 0, 4]}', '{"a.jpg": [1, 2, NaN, 4]}',
+    '{"a.jpg": [1, 2, "3", 4]}', '{"a.jpg": [1, 2, true, 4]}', '{"a.jpg": [1, 2, Infinity, 4]}', "[" * 100_000,
+])
+def test_a_wrong_boxes_file_is_explained(tmp_path: Path, text: str):
+    (tmp_path / "boxes.json").write_text(text)
+    with pytest.raises(UserError, match="--boxes"):
+        read_boxes(tmp_path / "boxes.json")
+
+
+@pytest.mark.parametrize("side", [30.0, 64.0, 200.0, 1500.0])
+def test_a_crop_shows_the_box_at_any_size(side: float):
+    """A ramp in x and y: the crop is the ramp sampled where the transform says, whatever the reduction."""
+    size = 32
+    rows, columns = np.mgrid[:1600, :1600] * (255 / 1599)
+    image = np.stack([columns, rows, rows * 0], axis=2).astype(np.uint8)
+    crop_from_image = crop_affine(SquareBox(np.array([800.0, 760.0]), side), size)
+    crop = crop_image(image, crop_from_image, size)
+    for pixel in ((3, 5), (28, 16), (16, 30)):
+        x, y = np.linalg.inv(crop_from_image)[:2] @ (*pixel, 1)
+        np.testing.assert_allclose(crop[pixel[1], pixel[0], :2], np.array([x, y]) * 255 / 1599, atol=1.5)
+
+
+# ---------------------------------------------------------------- the whole demo
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, hand_model: HandModel) -> Path:
+    """A tiny untrained LGNet."""
+    config = Config(model=ModelConfig(backbone="resnet18", input_size=64, channels=16, lgfa="prenorm"))
+    torch.manual_seed(0)
+    model = build_lgnet(hand_model, depth_range=config.data.depth_range, **dataclasses.asdict(config.model))
+    path = tmp_path_factory.mktemp("run") / "snapshot_0.pth.tar"
+    save_snapshot(Snapshot(model.state_dict(), {}, [], 0, 1, 0, config_to_dict(config), hand_model.identity,
+                           torch.zeros(2, 21, 3), "any", 1), path)
+    return path
+
+
+@pytest.fixture
+def run_demo(monkeypatch, checkpoint: Path):
+    monkeypatch.syspath_prepend(str(ROOT / "main"))
+    demo = importlib.import_module("main.demo")
+
+    def run(*arguments: object) -> int:
+        words = ["--gpu", "cpu", "--checkpoint", checkpoint, *arguments]
+        monkeypatch.setattr(sys, "argv", ["demo.py", *map(str, words)])
+        return demo.main()
+    return run
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos with spaces"
+    folder.mkdir()
+    photo(0).save(folder / "wide.jpg")
+    photo(1, width=50, height=80).save(folder / "höhe.png")
+    return folder
+
+
+def test_every_picture_gets_all_its_files(run_demo, pictures: Path, tmp_path: Path):
+    output = tmp_path / "out"
+    (pictures / "boxes.json").write_text(json.dumps({"wide.jpg": [10, 10, 50, 40]}))
+    assert run_demo("--input", pictures, "--output", output, "--boxes", pictures / "boxes.json") == 0
+    found = sorted(str(file.relative_to(output)) for file in output.rglob("*") if file.is_file())
+    expected = [f"{kind}/{name}.png" for kind in ("overlay", "panel", "side") for name in ("höhe", "wide")]
+    expected += [f"{kind}/{name}_{hand}.{suffix}" for kind, suffix in (("meshes", "obj"), ("params", "json"))
+                 for name in ("höhe", "wide") for hand in ("left", "right")]
+    assert found == sorted(expected)
+
+    params = json.loads((output / "params" / "wide_left.json").read_text())
+    assert params["box"] == [10, 10, 50, 40] and params["image"] == "wide.jpg"
+    assert read_image(output / "overlay" / "wide.png").shape == (60, 90, 3)
+
+
+def test_one_picture_may_be_given_instead_of_a_folder(run_demo, pictures: Path, tmp_path: Path):
+    assert run_demo("--input", pictures / "wide.jpg", "--output", tmp_path / "out") == 0
+    assert (tmp_path / "out" / "panel" / "wide.png").is_file()
+
+
+def test_unreadable_pictures_are_named_and_the_others_done(run_demo, pictures: Path, tmp_path: Path, capsys):
+    (pictures / "broken.jpg").write_text("not a picture")
+    assert run_demo("--input", pictures, "--output", tmp_path / "out") == EXIT_SOME_FAILED
+    text = capsys.readouterr()
+    assert "broken.jpg: it is not an image" in text.err and "2 of 3 pictures" in text.out
+    assert (tmp_path / "out" / "panel" / "wide.png").is_file()
+
+
+def test_results_are_replaced_only_on_request(run_demo, pictures: Path, tmp_path: Path):
+    words = ("--input", pictures / "wide.jpg", "--output", tmp_path / "out")
+    assert run_demo(*words) == 0
+    written = tmp_path / "out" / "side" / "wide.png"
+    written.write_text("mine")
+    with pytest.raises(UserError, match="--overwrite"):
+        run_demo(*words)
+    assert written.read_text() == "mine"
+    assert run_demo(*words, "--overwrite") == 0
+    assert read_image(written).shape[2] == 3
+
+
+def test_the_warning_about_missing_boxes_is_given_once(run_demo, pictures: Path, tmp_path: Path, capsys):
+    run_demo("--input", pictures, "--output", tmp_path / "out")
+    assert capsys.readouterr().out.count("have no box") == 1
+
+
+def test_an_output_that_is_a_file_is_an_error(run_demo, pictures: Path, tmp_path: Path):
+    (tmp_path / "out").write_text("x")
+    with pytest.raises(UserError, match="cannot be made a folder"):
+        run_demo("--input", pictures, "--output", tmp_path / "out")
+
+
+def test_a_model_of_another_shape_is_refused(run_demo, pictures: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="model.channels 16 → 32"):
+        run_demo("--input", pictures, "--output", tmp_path / "out", "--set", "model.channels=32")

@@ -1,0 +1,169 @@
+"""Files of a reconstruction: what is read back is what was predicted, and cameras put it on the right pixels."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import trimesh
+from scipy.spatial.transform import Rotation
+
+from common.export import common_frame, hand_params, weak_cameras, write_json, write_obj
+from common.geometry import SquareBox, apply_affine, crop_affine, grid_to_crop, project_weak
+from common.hands import NUM_FACES, NUM_VERTICES, WRIST, Hand
+from common.mano import HandModel, ManoLayer
+from common.overlay import HAND_COLORS, PAPER_COLOR, paint_hands, side_view, vertex_normals
+from common.types import HandPrediction, ManoParams
+
+
+@pytest.fixture(scope="module")
+def rough(hand_model: HandModel) -> HandPrediction:
+    """A random prediction of both hands, wrist-relative, root turned by any angle."""
+    rng = np.random.default_rng(0)
+    poses = rng.normal(size=(32, 3)) * 0.4
+    poses[[0, 16]] = [[3.1, 0.2, 0.1], [0.5, -2.0, 1.0]]        # one root close to half a turn
+    rotations = torch.tensor(Rotation.from_rotvec(poses).as_matrix(), dtype=torch.float32).view(1, 2, 16, 3, 3)
+    params = ManoParams(rotations, torch.tensor(rng.normal(size=(1, 2, 10)), dtype=torch.float32))
+    layer = ManoLayer(hand_model)
+    vertices = layer(params)
+    vertices = vertices - layer.joints(vertices)[:, :, WRIST, None]
+    return HandPrediction(vertices[0], layer.joints(vertices)[0], torch.tensor([0.086, -0.004, -0.012]),
+                          ManoParams(params.rotations[0], params.shape[0]),
+                          torch.tensor([[5.0, -0.3, 0.1], [4.0, 0.25, -0.2]]))
+
+
+# ---------------------------------------------------------------- meshes
+
+@pytest.mark.parametrize("hand", Hand)
+def test_an_obj_read_back_is_the_mesh(tmp_path: Path, hand_model: HandModel, rough: HandPrediction, hand: Hand):
+    vertices, faces = common_frame(rough)[hand], hand_model.faces[hand]
+    write_obj(tmp_path / "a.obj", vertices, faces, ["a hand"])
+    mesh = trimesh.load(tmp_path / "a.obj", process=False)
+    assert mesh.vertices.shape == (NUM_VERTICES, 3) and mesh.faces.shape == (NUM_FACES, 3)
+    np.testing.assert_allclose(mesh.vertices, vertices, atol=1e-6)
+    np.testing.assert_array_equal(mesh.faces, faces)
+
+
+def test_an_obj_names_its_content_unit_and_frame(tmp_path: Path, hand_model: HandModel, rough: HandPrediction):
+    write_obj(tmp_path / "a.obj", rough.vertices[0], hand_model.faces[0], ["the right hand in photo.jpg"])
+    comments = [line for line in (tmp_path / "a.obj").read_text().splitlines() if line.startswith("#")]
+    assert comments[0] == "# the right hand in photo.jpg"
+    assert comments[1] == "# unit: metre" and comments[2].startswith("# frame: origin at the right wrist")
+
+
+def test_both_hands_share_a_frame_at_the_right_wrist(hand_model: HandModel, rough: HandPrediction):
+    wrists = ManoLayer(hand_model).joints(common_frame(rough)[None])[0, :, WRIST]
+    torch.testing.assert_close(wrists[Hand.RIGHT], torch.zeros(3), atol=1e-6, rtol=0)
+    torch.testing.assert_close(wrists[Hand.LEFT], rough.relative, atol=1e-6, rtol=0)
+
+
+# ---------------------------------------------------------------- parameters
+
+def test_posing_the_written_parameters_gives_the_rough_mesh(tmp_path: Path, hand_model: HandModel,
+                                                            rough: HandPrediction):
+    """By the rule that the file itself states: add hands_mean, pose, subtract the wrist, add root_trans."""
+    layer = ManoLayer(hand_model)
+    poses, shapes, offsets = [], [], []
+    for hand in Hand:
+        write_json(tmp_path / "p.json", hand_params(rough, hand, hand_model))
+        values = json.loads((tmp_path / "p.json").read_text())
+        assert [len(values[key]) for key in ("root_pose", "hand_pose", "shape", "root_trans")] == [3, 45, 10, 3]
+        poses.append(np.concatenate([values["root_pose"], values["hand_pose"] + hand_model.mean_pose[hand].numpy()]))
+        shapes.append(values["shape"])
+        offsets.append(values["root_trans"])
+    rotations = Rotation.from_rotvec(np.reshape(poses, (32, 3))).as_matrix().reshape(1, 2, 16, 3, 3)
+    posed = layer(ManoParams(torch.tensor(rotations).float(), torch.tensor([shapes])))
+    posed = posed - layer.joints(posed)[:, :, WRIST, None] + torch.tensor(offsets)[:, None]
+    torch.testing.assert_close(posed[0], common_frame(rough), atol=1e-6, rtol=0)
+
+
+def test_parameters_name_unit_frame_convention_and_hand_model(hand_model: HandModel, rough: HandPrediction):
+    values = hand_params(rough, Hand.LEFT, hand_model)
+    assert values["hand"] == "left" and values["hand_model"] == hand_model.identity
+    assert values["units"]["root_trans"] == "metre" and "hands_mean" in values["convention"]
+    assert hand_params(rough, Hand.RIGHT, hand_model)["root_trans"] == [0, 0, 0]
+
+
+def test_numbers_that_are_not_finite_are_never_written(tmp_path: Path):
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "p.json", {"shape": [float("nan")]})
+    assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------- cameras and pictures
+
+def test_a_camera_in_pixels_is_the_predicted_camera_through_the_crop(rough: HandPrediction):
+    crop_from_image = crop_affine(SquareBox(np.array([210.0, 95.5]), side=180.0), size=128)
+    in_crop = grid_to_crop(project_weak(rough.vertices, rough.camera), 128).double().numpy()
+    expected = apply_affine(np.linalg.inv(crop_from_image), in_crop)
+    for hand, camera in zip(Hand, weak_cameras(rough.camera, crop_from_image, 128), strict=True):
+        points = camera.scale_px_per_m * rough.vertices[hand, :, :2].numpy() + camera.wrist_px
+        np.testing.assert_allclose(points, expected[hand], atol=1e-3)
+
+
+def flat_hands(hand_model: HandModel, right_at: tuple, left_at: tuple) -> tuple[torch.Tensor, torch.Tensor]:
+    """Points (2, 778, 3) of both resting hands on a canvas, seen flat, middle at the given (x, y, depth)."""
+    flat = hand_model.template[:, :, [0, 2, 1]]
+    flat = flat - (flat.amax(1, keepdim=True) + flat.amin(1, keepdim=True)) / 2
+    points = flat * torch.tensor([400.0, 400.0, 1.0]) + torch.tensor([right_at, left_at])[:, None]
+    return points, vertex_normals(flat, hand_model.faces)
+
+
+def test_the_nearer_hand_hides_the_other(hand_model: HandModel):
+    """Hands in the same place: the middle shows the colour of the one with less depth."""
+    paper = np.full((120, 120, 3), 255, dtype=np.uint8)
+    for near in Hand:
+        depths = [0.5 if hand is near else 0.9 for hand in Hand]
+        points, normals = flat_hands(hand_model, (60, 60, depths[0]), (60, 60, depths[1]))
+        painted = paint_hands(paper, points, normals, hand_model.faces, opacity=1.0)
+        red, _, blue = painted[60, 60].astype(int)
+        assert (red > blue) == (HAND_COLORS[near][0] > HAND_COLORS[near][2])
+
+
+def test_paint_stays_where_the_hand_is_and_the_background_is_untouched(hand_model: HandModel):
+    rng = np.random.default_rng(0)
+    photo = rng.integers(0, 256, (100, 160, 3), dtype=np.uint8)
+    before = photo.copy()
+    points, normals = flat_hands(hand_model, (40, 50, 0.5), (120, 50, 0.5))
+    painted = paint_hands(photo, points, normals, hand_model.faces, opacity=0.8)
+
+    np.testing.assert_array_equal(photo, before)
+    covered = np.zeros((100, 160), np.uint8)            # OpenCV's own polygon filling as the other route
+    for hand in Hand:
+        for triangle in points[hand, :, :2].numpy()[hand_model.faces[hand].numpy()]:
+            cv2.fillConvexPoly(covered, triangle.round().astype(np.int32), 1)
+    changed = (painted != photo).any(axis=2)
+    outside = cv2.dilate(covered, np.ones((3, 3), np.uint8)) == 0
+    inside = cv2.erode(covered, np.ones((5, 5), np.uint8)) == 1
+    assert not changed[outside].any() and changed[inside].mean() > 0.99 and inside.sum() > 500
+
+
+@pytest.mark.parametrize(("place", "is_seen"), [
+    ((-500.0, 50.0), False), ((50.0, 900.0), False), ((-10.0, 50.0), True), ((99.0, 50.0), True), ((50.0, -5.0), True),
+])
+def test_hands_partly_or_fully_outside_the_canvas_are_cut(hand_model: HandModel, place: tuple, is_seen: bool):
+    paper = np.zeros((100, 100, 3), dtype=np.uint8)
+    points, normals = flat_hands(hand_model, (*place, 0.5), (*place, 0.6))
+    painted = paint_hands(paper, points, normals, hand_model.faces, opacity=1.0)
+    assert painted.shape == paper.shape and painted.any() == is_seen
+
+
+def test_normals_agree_with_trimesh(hand_model: HandModel):
+    """trimesh weighs faces by angle instead of area, so the two differ a little."""
+    for hand in Hand:
+        normals = vertex_normals(hand_model.template, hand_model.faces)[hand].numpy()
+        np.testing.assert_allclose(np.linalg.norm(normals, axis=1), 1, atol=1e-5)
+        mesh = trimesh.Trimesh(hand_model.template[hand].numpy(), hand_model.faces[hand].numpy(), process=False)
+        cosine = (normals * mesh.vertex_normals).sum(axis=1)
+        assert cosine.min() > 0 and np.median(cosine) > 0.99
+
+
+def test_the_side_view_holds_both_hands_whole(hand_model: HandModel, rough: HandPrediction):
+    view = side_view(common_frame(rough), hand_model.faces, 200)
+    assert view.shape == (200, 200, 3)
+    border = np.concatenate([view[:5].reshape(-1, 3), view[-5:].reshape(-1, 3), view[:, :5].reshape(-1, 3)])
+    assert (border == PAPER_COLOR).all()
+    for first, second in ((0, 2), (2, 0)):
+        assert (view[..., first].astype(int) - view[..., second] > 40).mean() > 0.02     # both colours are there

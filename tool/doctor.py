@@ -1,0 +1,181 @@
+"""What is installed, which hand models, data and snapshots are found, and which device will be used.
+
+    python tool/doctor.py [--config lgnet]
+
+Ends with one line that says whether LGNet can run here: exit code 0 if so, else 5. Starts with any Python and any
+set of packages: what is missing is reported.
+"""
+
+import argparse
+import importlib
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from common.errors import UserError  # noqa: E402   needs the standard library only
+
+EXIT_NOT_READY = 5
+OLDEST_PYTHON = (3, 11)
+COUNTED_BYTES = 50_000_000      # larger annotation files are not opened to count what they hold
+
+# Lines to print; a line that starts with `!` names something without which nothing runs.
+Report = Iterator[str]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="lgnet", help="whose data, hand model and output folder are looked for")
+    config = parser.parse_args().config
+    checks: dict[str, Callable[[], Report]] = {
+        "Python": check_python,
+        "Packages": check_packages,
+        "Program": check_program,
+        "Device": check_device,
+        "Hand models": lambda: check_hand_models(config),
+        "Data": lambda: check_data(config),
+        "Snapshots": lambda: check_snapshots(config),
+    }
+    problems = []
+    for title, check in checks.items():
+        print(title)
+        for line in _guarded(check):
+            if line.startswith("!"):
+                problems.append(line[1:])
+            print(f"  {line.lstrip('!')}")
+    if problems:
+        print(f"\nNot ready: {problems[0]}" + (f" (and {len(problems) - 1} more)" if problems[1:] else ""))
+        return EXIT_NOT_READY
+    print("\nReady: LGNet can train, test and run the demo here.")
+    return 0
+
+
+def _guarded(check: Callable[[], Report]) -> Report:
+    """The lines of a check; a doctor that crashes helps nobody, so whatever goes wrong becomes a line."""
+    try:
+        yield from check()
+    except UserError as error:
+        yield f"!{error}"
+    except ImportError as error:
+        yield f"not checked: {error}"
+    except Exception as error:
+        yield f"not checked: {type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def check_python() -> Report:
+    version = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info < OLDEST_PYTHON:
+        yield f"!Python {version} is too old: 3.11 or newer is needed"
+    else:
+        yield f"{version} at {sys.executable}"
+
+
+def check_packages() -> Report:
+    for name, pinned in pinned_versions((ROOT / "requirements.txt").read_text(encoding="utf-8")).items():
+        try:
+            found = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            yield f"{name} is missing (requirements.txt: {pinned}); install it with: bash tool/setup_env.sh"
+            continue
+        # A build such as 2.13.0+cpu is the pinned release.
+        agrees = found.split("+")[0] == pinned
+        yield f"{name} {found}" + ("" if agrees else f", but the tests ran with {pinned}")
+
+
+def pinned_versions(requirements: str) -> dict[str, str]:
+    """Versions by package name, from the lines `name==version`."""
+    return dict(re.findall(r"^([A-Za-z0-9_.-]+)==([^\s;#]+)", requirements, flags=re.MULTILINE))
+
+
+def check_program() -> Report:
+    """The real question behind the versions: does everything import?"""
+    for module in ("common.engine.trainer", "common.engine.evaluator", "common.engine.demo"):
+        try:
+            importlib.import_module(module)
+            yield f"{module} imports"
+        except Exception as error:
+            yield f"!{module} does not import: {type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def check_device() -> Report:
+    import torch
+
+    devices = [f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())]
+    if devices:
+        yield f"without --gpu every CUDA device is used: {', '.join(devices)}"
+    else:
+        yield f"no CUDA device: the CPU is used, with {torch.get_num_threads()} threads"
+
+
+def check_hand_models(config_name: str) -> Report:
+    from main.config import load_config
+
+    config = load_config(config_name)
+    for name, path in (("builtin", ""), ("mano", config.hand_model.path)):
+        is_needed = name == config.hand_model.name
+        try:
+            yield _hand_model(name, path) + (" (in use)" if is_needed else "")
+        except UserError as error:
+            yield f"!{error}" if is_needed else f"{name}: {error.message}"
+        except Exception as error:
+            yield f"{'!' if is_needed else ''}{name} does not work: {type(error).__name__}: {error}"
+
+
+def _hand_model(name: str, path: str) -> str:
+    """A line about a hand model, after a pose was tried on it."""
+    import torch
+
+    from common.mano import ManoLayer, load_hand_model
+    from common.mano_files import find_mano
+    from common.types import ManoParams
+
+    model = load_hand_model(name, path)
+    ManoLayer(model)(ManoParams(torch.eye(3).expand(1, 2, 16, 3, 3), torch.zeros(1, 2, 10)))
+    where = f" in {find_mano(path)[0].parent}" if name == "mano" else ""
+    return f"{name}{where}, sha256 {model.sha256[:12]}"
+
+
+def check_data(config_name: str) -> Report:
+    from data.InterHand26M.layout import find_layout
+    from main.config import load_config
+
+    root = ROOT / load_config(config_name).data.root
+    if not root.is_dir():
+        yield f"none at {root}: render a set with bash tool/quickstart.sh, or see the README for InterHand2.6M"
+        return
+    yield f"root {root}"
+    for split in ("train", "val", "test"):
+        try:
+            layout = find_layout(root, split)
+        except UserError:
+            yield f"{split}: not found"
+            continue
+        kinds = (layout.data_kind, "camera", "joint_3d", "MANO_NeuralAnnot")
+        missing = [layout.file(kind).name for kind in kinds if not layout.file(kind).is_file()]
+        missing += [str(layout.images)] if not layout.images.is_dir() else []
+        yield f"{split}: {_count(layout.data)}" + (f"; missing: {', '.join(missing)}" if missing else "")
+
+
+def _count(file: Path) -> str:
+    size = file.stat().st_size
+    if size > COUNTED_BYTES:
+        return f"annotations of {size / 1e6:.0f} MB"
+    return f"{len(json.loads(file.read_text(encoding='utf-8'))['annotations'])} annotated pictures"
+
+
+def check_snapshots(config_name: str) -> Report:
+    from common.engine.checkpoint import snapshots_in
+    from main.config import load_config
+
+    folder = ROOT / load_config(config_name).output / "model_dump"
+    names = [path.name for path in snapshots_in(folder)]
+    yield f"{folder}: {', '.join(names) or 'none; train.py makes them'}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

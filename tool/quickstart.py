@@ -1,0 +1,97 @@
+"""Render a small set, train on it, measure, and reconstruct pictures of the test split.   bash tool/quickstart.sh
+
+Every step reuses what an earlier run left. To start over, delete the output folder (output/quickstart).
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+
+from common.engine.checkpoint import snapshot_path, snapshots_in  # noqa: E402
+from common.errors import run_entry_point  # noqa: E402
+from common.mano import load_hand_model  # noqa: E402
+from data import build_reader  # noqa: E402
+from main.config import Config, load_config  # noqa: E402
+
+FRAMES = 1500
+NUM_PHOTOS = 12
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gpu", help="as for train.py")
+    parser.add_argument("--config", default="quickstart", help="as for train.py")
+    parser.add_argument("--frames", type=int, default=FRAMES, help="how many frames are rendered")
+    args = parser.parse_args()
+    config = load_config(args.config)
+    output, gpu = ROOT / config.output, ["--gpu", args.gpu] if args.gpu else []
+    epoch = config.train.epochs - 1
+
+    steps = {
+        "render": ["tool/make_synthetic.py", "--out", ROOT / config.data.root, "--frames", args.frames, "--seed", 0],
+        "train": ["main/train.py", "--config", args.config, *gpu],
+        "test": ["main/test.py", "--test_epoch", epoch, "--output", output, *gpu],
+        "demo": ["main/demo.py", "--checkpoint", snapshot_path(output / "model_dump", epoch), "--input",
+                 output / "photos", "--boxes", output / "photos" / "boxes.json", "--output", output / "demo",
+                 "--overwrite", *gpu],
+    }
+    minutes = {}
+    for name, command in steps.items():
+        if name == "train" and snapshots_in(output / "model_dump"):
+            command.append("--continue")
+        if name == "demo":
+            choose_photos(config, output / "photos")
+        print(f"\n=== {name} ===", flush=True)
+        start = time.monotonic()
+        code = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT).returncode
+        minutes[name] = (time.monotonic() - start) / 60
+        if code:
+            print(f"The step '{name}' stopped with exit code {code}; the steps before it are kept. "
+                  f"To start over: rm -r {output}", file=sys.stderr)
+            return code
+    print_summary(output, minutes)
+    return 0
+
+
+def choose_photos(config: Config, folder: Path) -> None:
+    """Copy pictures spread over the test split into a folder, with their boxes in boxes.json."""
+    hand_model = load_hand_model(config.hand_model.name, config.hand_model.path)
+    reader = build_reader(config.data.testset, root=ROOT / config.data.root, split=config.data.test_split,
+                          hand_model=hand_model, hand_types=config.data.hand_types, box_source=config.data.box_source)
+    folder.mkdir(parents=True, exist_ok=True)
+    boxes = {}
+    for index in np.linspace(0, len(reader) - 1, min(NUM_PHOTOS, len(reader))).round().astype(int).tolist():
+        record = reader.read(index)
+        name = f"test_{index:05d}{record.image_path.suffix}"
+        shutil.copyfile(record.image_path, folder / name)
+        low, high = record.box_px
+        boxes[name] = [*low.tolist(), *(high - low).tolist()]
+    (folder / "boxes.json").write_text(json.dumps(boxes, indent=1))
+
+
+def print_summary(output: Path, minutes: dict[str, float]) -> None:
+    """What was measured, how long it took and where the pictures are."""
+    metrics = json.loads((output / "result" / "metrics.json").read_text())
+    name = metrics["protocol"]
+    final, rough, baseline = metrics["protocols"][name], metrics["rough"], metrics["baseline"]["mean_pose"]["mpjpe"]
+    spent = ", ".join(f"{step} {value:.1f}" for step, value in minutes.items())
+    print(f"""
+Quickstart took {sum(minutes.values()):.1f} minutes ({spent}).
+Held-out rendered pictures, protocol '{name}', {metrics["counts"]["samples"]} samples, mm, lower is better:
+  MPJPE {final["mpjpe"]:.2f}   MPVPE {final["mpvpe"]:.2f}   MRRPE {final["mrrpe"]:.2f}
+  rough mesh MPJPE {rough["mpjpe"]:.2f}; predicting the mean pose {baseline:.2f}: LGNet's error is """
+          f"""{final["mpjpe"] / baseline:.3f} of that
+Pictures: {output / "demo" / "panel"} (photograph, overlay, side view); meshes and parameters beside it""")
+
+
+if __name__ == "__main__":
+    run_entry_point(main)
