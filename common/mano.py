@@ -55,12 +55,15 @@ def load_hand_model(name: str, path: str = "") -> HandModel:
 
 def check_same_model(expected: dict[str, str], found: dict[str, str], where: str) -> None:
     """Refuse data or weights made with another hand model than the configured one."""
-    if expected != found:
-        raise UserError(
-            f"{where} was made with the hand model '{found['name']}' (sha256 {found['sha256'][:12]}), but the config "
-            f"asks for '{expected['name']}' (sha256 {expected['sha256'][:12]}).",
-            f"Use --set hand_model.name={found['name']}, or data and weights made with '{expected['name']}'.",
-        )
+    if expected == found:
+        return
+    hint = f"Use --set hand_model.name={found['name']}, or data and weights made with '{expected['name']}'."
+    if expected["name"] == found["name"]:
+        hint = "The model's files have changed since: make the data and the weights again, or restore the files."
+    raise UserError(
+        f"{where} was made with the hand model '{found['name']}' (sha256 {found['sha256'][:12]}), but the config "
+        f"asks for '{expected['name']}' (sha256 {expected['sha256'][:12]}).", hint,
+    )
 
 
 def _load_builtin() -> HandModel:

@@ -141,6 +141,14 @@ def load_config(path: str | Path = "lgnet.yaml", overrides: list[str] | None = N
     return config_from_dict(values)
 
 
+def changed_config(config: Config, overrides: list[str]) -> Config:
+    """A configuration changed by `a.b=c` overrides."""
+    values = config_to_dict(config)
+    for override in overrides:
+        _apply_override(values, override)
+    return config_from_dict(values)
+
+
 def config_from_dict(values: dict[str, Any]) -> Config:
     """A Config from plain nested values, as stored in a checkpoint."""
     return _build(Config, values, prefix="")
@@ -166,7 +174,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a YAML file: {' '.join(str(error).split())}.") from None
     values = {} if values is None else values
     if not isinstance(values, dict):
-        raise UserError(f"{path} holds {type(values).__name__} at its top level.", "It must hold keys such as 'train:'.")
+        raise UserError(f"{path} holds {type(values).__name__} at its top level.",
+                        "It must hold keys such as 'train:'.")
     base = values.pop("base", None)
     return values if base is None else _merged(_read_yaml(_find(path.parent / str(base))), values)
 

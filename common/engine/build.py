@@ -1,0 +1,86 @@
+"""From a configuration to the parts that training, testing and the demo share."""
+
+import logging
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from common.engine.checkpoint import load_weights
+from common.errors import UserError
+from common.losses import TwoHandLoss
+from common.mano import HandModel, load_hand_model
+from common.nets.lgnet import LGNet, build_lgnet
+from data import build_reader
+from data.augment import AugmentRanges
+from data.dataset import TwoHandDataset
+from main.config import Config, config_to_dict
+
+log = logging.getLogger(__name__)
+ROOT = Path(__file__).resolve().parents[2]     # relative paths of a configuration start here
+
+
+def configured_hand_model(config: Config) -> HandModel:
+    """The hand model that the configuration names."""
+    return load_hand_model(config.hand_model.name, config.hand_model.path)
+
+
+def configured_dataset(config: Config, hand_model: HandModel, name: str, split: str, *,
+                       augmented: bool) -> TwoHandDataset:
+    """One split of the dataset `name`; UserError if it was made with another hand model."""
+    data = config.data
+    reader = build_reader(name, root=ROOT / data.root, split=split, hand_model=hand_model, hand_types=data.hand_types,
+                          box_source=data.box_source)
+    log.info(reader.summary)
+    augment = AugmentRanges(**asdict(data.augment)) if augmented else None
+    return TwoHandDataset(reader, size=config.model.input_size, box_ratio=data.box_ratio, augment=augment,
+                          seed=config.train.seed)
+
+
+def configured_loss(config: Config, hand_model: HandModel) -> TwoHandLoss:
+    """The training loss with the configured weights."""
+    return TwoHandLoss(hand_model.faces, input_size=config.model.input_size, depth_range=config.data.depth_range,
+                       refine_stage=config.model.refine_stage, **asdict(config.loss))
+
+
+def configured_model(config: Config, hand_model: HandModel) -> LGNet:
+    """The model (`common.nets.lgnet.LGNet`) before training."""
+    return build_lgnet(hand_model, depth_range=config.data.depth_range, **asdict(config.model))
+
+
+def trained_model(config: Config, hand_model: HandModel, weights: dict[str, Tensor], where: str) -> LGNet:
+    """The model with the weights of a snapshot; UserError if they do not fit."""
+    # The snapshot replaces all weights: none are fetched, and nothing is said about what training started from.
+    backbone_log = logging.getLogger("common.nets.resnet")
+    backbone_log.disabled = True
+    model = configured_model(replace(config, model=replace(config.model, pretrained="")), hand_model)
+    backbone_log.disabled = False
+    load_weights(model, weights, where)
+    return model
+
+
+def changes(before: Config, after: Config) -> dict[str, str]:
+    """Keys whose values differ, each with `old → new`."""
+    old, new = _flat(config_to_dict(before)), _flat(config_to_dict(after))
+    return {key: f"{old[key]} → {new[key]}" for key in new if old[key] != new[key]}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def refuse_changes(before: Config, after: Config, where: str) -> None:
+    """Raise UserError if `after` describes another model than `before`, that of the snapshot `where`."""
+    changed = [f"{key} {change}" for key, change in changes(before, after).items() if _shapes_model(key)]
+    if changed:
+        raise UserError(f"{where} fixes the model, but the configuration differs: {', '.join(changed)}.",
+                        "Leave these as they are, or train a new model.")
+
+
+def _shapes_model(key: str) -> bool:
+    is_model = key.startswith("model.") and key != "model.pretrained"
+    return is_model or key in ("hand_model.name", "data.depth_range")

@@ -1,0 +1,31 @@
+"""SIGINT and SIGTERM as a request to stop at the next safe point."""
+
+import os
+import signal
+from types import FrameType
+
+
+class StopRequest:
+    """While entered, remembers SIGINT or SIGTERM in `signal` instead of dying; a second SIGINT ends at once.
+
+    Ctrl-C in a terminal reaches a process once from the terminal and once more, as SIGTERM, from torchrun's launcher:
+    only a repeated SIGINT is taken for impatience.
+    """
+
+    def __init__(self):
+        self.signal = 0     # number of the signal, 0 for none
+        self._previous = {}
+
+    def __enter__(self) -> "StopRequest":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if number == self.signal == signal.SIGINT:
+            os._exit(128 + number)
+        self.signal = self.signal or number

@@ -1,0 +1,198 @@
+"""train.py and test.py from the outside: what the flags mean, and every mistake in one paragraph with exit code 2."""
+
+import json
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from fixtures_interhand import write_interhand
+
+from common.engine.launch import choose_devices
+from common.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+MAIN = ROOT / "main"
+
+
+@pytest.mark.parametrize(("gpu", "available", "expected"), [
+    (None, 2, [0, 1]), ("0", 1, [0]), ("1", 2, [1]), ("0,2", 3, [0, 2]), ("0-3", 4, [0, 1, 2, 3]),
+    ("0-1,3", 4, [0, 1, 3]), ("2,0", 3, [2, 0]),
+])
+def test_gpu_names_devices(gpu, available, expected):
+    assert choose_devices(gpu, available) == [torch.device("cuda", index) for index in expected]
+
+
+@pytest.mark.parametrize(("gpu", "available"), [("cpu", 0), ("cpu", 4), (None, 0)])
+def test_the_cpu_is_used_when_asked_for_or_when_nothing_else_is_there(gpu, available):
+    assert choose_devices(gpu, available) == [torch.device("cpu")]
+
+
+@pytest.mark.parametrize("gpu", [
+    "3-1", "0,0", "0-1,1", "-1", "abc", "", " ", "0,", "0-", "1.0", "cuda:0", "0 1", "٣", "4", "0-4", "99999999999"])
+def test_a_wrong_gpu_is_refused_with_the_devices_that_exist(gpu):
+    with pytest.raises(UserError, match=r"CUDA devices here: 0, 1, 2, 3\."):
+        choose_devices(gpu, 4)
+
+
+@pytest.mark.parametrize("gpu", ["0", "0-1", "0,2"])
+def test_a_gpu_is_never_replaced_by_the_cpu(gpu):
+    with pytest.raises(UserError, match="none, use --gpu cpu"):
+        choose_devices(gpu, 0)
+
+
+# ---------------------------------------------------------------- the entry points, in this process
+
+@pytest.fixture(scope="session")
+def config_file(hand_model, tmp_path_factory) -> Path:
+    """A configuration of a small LGNet on a small set; run folders are given by --set output."""
+    folder = tmp_path_factory.mktemp("cli")
+    write_interhand(folder / "data", hand_model, "train", seed=0)
+    write_interhand(folder / "data", hand_model, "test", seed=1)
+    config = {
+        "model": {"backbone": "resnet18", "input_size": 64, "channels": 32, "lgfa": "prenorm"},
+        "train": {"epochs": 2, "batch_size": 3, "lr": 5e-4, "log_every": 1},
+        "data": {"root": str(folder / "data"), "workers": 0},
+    }
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
+    return folder / "tiny.yaml"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run an entry point as a script in this process: its exit code and what it printed."""
+    def run(script: str, *arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", [str(MAIN / script), *map(str, arguments)])
+        monkeypatch.syspath_prepend(MAIN)
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(str(MAIN / script), run_name="__main__")
+        printed = capsys.readouterr()
+        return left.value.code, printed.out + printed.err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(config_file, tmp_path_factory) -> Path:
+    """The output folder of a finished run, made from a foreign working directory with spaces in its name."""
+    folder = tmp_path_factory.mktemp("some where")
+    command = [sys.executable, str(MAIN / "train.py"), "--gpu", "cpu", "--config", str(config_file),
+               "--set", f"output={folder / 'run'}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+def test_training_leaves_a_snapshot_for_each_epoch_and_both_logs(trained):
+    assert sorted(path.name for path in (trained / "model_dump").iterdir()) == [
+        "snapshot_0.pth.tar", "snapshot_0.pth.tar.sha256", "snapshot_1.pth.tar", "snapshot_1.pth.tar.sha256"]
+    assert "Training is complete" in (trained / "log" / "train.log").read_text()
+
+
+def test_testing_prints_and_writes_the_same_numbers(run, trained):
+    code, text = run("test.py", "--gpu", "cpu", "--test_epoch", 1, "--output", trained)
+    stored = json.loads((trained / "result" / "metrics.json").read_text())
+    assert code == 0
+    assert f"MPJPE for all hand sequences: {stored['protocols']['lgnet']['mpjpe']:.2f} mm" in text
+    assert f"Rough mesh: MPJPE {stored['rough']['mpjpe']:.2f} mm" in text
+    assert stored["config"]["model"]["channels"] == 32
+    assert stored["data"]["split"] == "test"
+    digest = (trained / "model_dump" / "snapshot_1.pth.tar.sha256").read_text().split()[0]
+    assert stored["checkpoint_sha256"] == digest
+
+
+def test_another_split_and_other_data_can_be_tested(run, trained):
+    code, _ = run("test.py", "--gpu", "cpu", "--test_epoch", 0, "--output", trained, "--testset", "InterHand26M",
+                  "--split", "train", "--set", "test.batch_size=1", "data.hand_types=all")
+    stored = json.loads((trained / "result" / "metrics.json").read_text())
+    assert (code, stored["data"]["split"], stored["data"]["hand_types"]) == (0, "train", "all")
+
+
+def test_a_continued_run_goes_on_and_a_finished_one_says_so(run, trained, config_file, tmp_path):
+    shutil.copytree(trained, tmp_path / "run", copy_function=os.link)    # snapshots are replaced, never changed
+    arguments = ["--gpu", "cpu", "--continue", "--config", config_file, "--set", f"output={tmp_path / 'run'}"]
+    code, text = run("train.py", *arguments)
+    assert code == 0 and "This run is complete: 2 of 2 epochs" in text
+    code, text = run("train.py", *arguments, "train.epochs=3")
+    assert code == 0 and "train.epochs 2 → 3" in text
+    assert (tmp_path / "run" / "model_dump" / "snapshot_2.pth.tar").is_file()
+
+
+def test_mistakes_end_in_one_paragraph_and_exit_code_2(run, trained, config_file, tmp_path):
+    train = ["train.py", "--gpu", "cpu", "--config", config_file, "--set", f"output={tmp_path / 'new'}"]
+    again = ["train.py", "--gpu", "cpu", "--config", config_file, "--set", f"output={trained}"]
+    test = ["test.py", "--gpu", "cpu", "--output", trained, "--test_epoch"]
+    mistakes = {
+        "missing data": ([*train, f"data.root={tmp_path}/none"], f"{tmp_path}/none"),
+        "unknown key": ([*train, "train.lrr=1"], "Did you mean 'train.lr'?"),
+        "unknown config": (["train.py", "--config", "lgnett"], "lgnet_light.yaml"),
+        "gpu where there is none": (["train.py", "--gpu", "7"], "CUDA devices here"),
+        "bad gpu": (["test.py", "--gpu", "3-1", "--test_epoch", 1], "runs backwards"),
+        "a used folder": (again, "Use --continue"),
+        "nothing to continue": ([*train, "--continue"], "Leave out --continue"),
+        "another model": ([*again, "model.channels=64", "--continue"], "model.channels 32 → 64"),
+        "missing snapshot": ([*test, 29], "Epochs that exist: 0, 1."),
+        "missing run": (["test.py", "--output", tmp_path, "--test_epoch", 1], "train first"),
+        "model changed in test": ([*test, 1, "--set", "model.channels=64"], "model.channels 32 → 64"),
+        "depth range changed in test": ([*test, 1, "--set", "data.depth_range=0.3"], "data.depth_range"),
+        "unknown set": ([*test, 1, "--testset", "InterHand"], "one of: InterHand26M"),
+        "unknown protocol": ([*test, 1, "--set", "test.protocol=x"], "one of: lgnet"),
+        "unwritable output": ([*train[:-1], f"output={config_file}/x"], "Cannot write"),
+    }
+    for name, (arguments, expected) in mistakes.items():
+        code, text = run(*arguments)
+        errors = [line for line in text.splitlines() if line.startswith("error: ")]
+        assert code == 2, f"{name}: {text}"
+        assert len(errors) == 1 and expected in errors[0] and "Traceback" not in text, f"{name}: {text}"
+
+
+def test_left_out_gpu_says_that_the_cpu_is_used(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    _, text = run("test.py", "--output", tmp_path, "--test_epoch", 1)
+    assert text.splitlines()[0] == "There is no CUDA device: running on the CPU."
+
+
+def test_a_mistake_leaves_no_traceback_in_a_process_of_its_own(tmp_path):
+    command = [sys.executable, "test.py", "--gpu", "cpu", "--test_epoch", "29", "--output", str(tmp_path)]
+    done = subprocess.run(command, cwd=MAIN, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+# ---------------------------------------------------------------- whole runs in processes of their own
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_is_saved(config_file, tmp_path, number, code):
+    command = [sys.executable, str(MAIN / "train.py"), "--gpu", "cpu", "--config", str(config_file),
+               "--set", f"output={tmp_path}", "train.epochs=1000"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "model_dump" / "snapshot_0.pth.tar.sha256").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(number)
+        assert process.wait(timeout=60) == code
+        assert "Traceback" not in process.stderr.read()
+
+
+@pytest.mark.slow
+def test_two_processes_train_test_and_fail_as_one(config_file, tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+    def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run([*torchrun, str(MAIN / script), "--gpu", "cpu", *arguments], capture_output=True,
+                              text=True, timeout=300)
+
+    train = ("--config", str(config_file), "--set", f"output={tmp_path}", "train.batch_size=1", "data.workers=1")
+    assert run("train.py", *train).returncode == 0
+    assert run("test.py", "--test_epoch", "1", "--output", str(tmp_path)).returncode == 0
+    assert json.loads((tmp_path / "result" / "metrics.json").read_text())["counts"]["samples"] == 6
+    refused = run("train.py", *train)
+    assert refused.stderr.count("error: ") == 1 and "Use --continue" in refused.stderr

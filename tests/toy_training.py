@@ -1,0 +1,74 @@
+"""A trainer of a tiny model on a tiny set on disk: everything the engine touches, in milliseconds."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from fixtures_interhand import write_interhand
+from torch import Tensor, nn
+
+from common.engine.launch import Process
+from common.engine.trainer import Trainer
+from common.hands import NUM_JOINTS, NUM_VERTICES
+from common.losses import TwoHandLoss
+from common.mano import HandModel
+from common.types import HandPrediction, JointPrediction, ManoParams, Stages
+from data import build_reader
+from data.augment import AugmentRanges
+from data.dataset import TwoHandDataset
+from main.config import AugmentConfig, LossConfig, TrainConfig
+
+SIZE, DEPTH_RANGE = 32, 0.4
+CPU = Process(torch.device("cpu"))
+
+
+class ToyHands(nn.Module):
+    """Stages by one linear layer on a small picture; batch normalisation and dropout carry state of their own."""
+
+    def __init__(self, dropout: float = 0.2, normalized: bool = True):
+        super().__init__()
+        self.sizes = {
+            "joints": (2, NUM_JOINTS, 3), "rough": (2, NUM_VERTICES, 3), "offset": (2, NUM_VERTICES, 3),
+            "rotations": (2, 16, 3, 3), "shape": (2, 10), "camera": (2, 3), "relative": (3,),
+        }
+        self.norm = nn.BatchNorm1d(12) if normalized else nn.Identity()
+        self.drop = nn.Dropout(dropout)
+        self.heads = nn.ModuleDict({
+            name: nn.Linear(12, int(torch.tensor(size).prod())) for name, size in self.sizes.items()})
+
+    def forward(self, image: Tensor, camera: object = None) -> Stages:
+        features = self.drop(self.norm(nn.functional.adaptive_avg_pool2d(image, 2).flatten(1)))
+        out = {name: 0.1 * head(features).unflatten(-1, self.sizes[name]) for name, head in self.heads.items()}
+
+        def hands(vertices: Tensor) -> HandPrediction:
+            return HandPrediction(vertices, vertices[:, :, :NUM_JOINTS], out["relative"],
+                                  ManoParams(out["rotations"], out["shape"]), out["camera"])
+
+        return Stages(JointPrediction(out["joints"], out["joints"]), hands(out["rough"]),
+                      hands(out["rough"] + out["offset"]))
+
+
+def toy_dataset(root: Path, hand_model: HandModel, *, augment: bool = True) -> TwoHandDataset:
+    """Six interacting frames with both meshes."""
+    if not root.exists():
+        write_interhand(root, hand_model)
+    reader = build_reader("InterHand26M", root=root, split="train", hand_model=hand_model, hand_types="interacting",
+                          box_source="vertices")
+    ranges = AugmentRanges(**asdict(AugmentConfig())) if augment else None
+    return TwoHandDataset(reader, size=SIZE, box_ratio=0.8, augment=ranges)
+
+
+def toy_loss(hand_model: HandModel) -> TwoHandLoss:
+    return TwoHandLoss(hand_model.faces, input_size=SIZE, depth_range=DEPTH_RANGE, refine_stage=True,
+                       **asdict(LossConfig()))
+
+
+def toy_trainer(dataset: TwoHandDataset, output: Path, *, model: nn.Module | None = None, workers: int = 0,
+                process: Process = CPU, **settings) -> Trainer:
+    """A trainer that starts from seed 0 whatever ran before it."""
+    torch.manual_seed(0)
+    hand_model = dataset.reader.hand_model
+    facts = {"config": {}, "hand_model": hand_model.identity, "mean_joints": torch.zeros(2, NUM_JOINTS, 3)}
+    settings = TrainConfig(**{"epochs": 3, "batch_size": 2, "lr": 1e-2, "lr_drops": (2,), **settings})
+    return Trainer(model or ToyHands(), toy_loss(hand_model), dataset, settings=settings, workers=workers,
+                   process=process, output=output, facts=facts)
