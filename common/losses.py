@@ -1,0 +1,159 @@
+"""The training losses: the paper's five (eqs. 12–16) and the auxiliary ones that supervise what those leave free.
+
+Every term is a mean, not a sum, over what the batch annotates, and exactly 0 where it annotates nothing. Targets under
+a mask of 0 may hold anything, NaN too: they reach neither value nor gradient.
+
+Legend: B batch · 2 the hand axis · 21 joints · 778 vertices · F faces · S side of the crop in pixels.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.geometry import HEATMAP_CELLS, crop_to_grid, inside_cells, joints_to_cells, project_weak
+from common.hands import NUM_VERTICES
+from common.types import HandPrediction, Stages, Targets
+
+
+def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
+    """Mean of values (*v, …) where valid (*v) is nonzero; exactly 0 when nothing is valid."""
+    per_entry = values.flatten(valid.dim()).mean(dim=-1) if values.dim() > valid.dim() else values
+    valid = valid.bool()
+    return torch.where(valid, per_entry, 0.0).sum() / valid.sum().clamp(min=1)
+
+
+def hide_invalid(target: Tensor, pred: Tensor, valid: Tensor) -> Tensor:
+    """target (*v, …) with the entries where valid (*v) is 0 replaced by the prediction, without gradient."""
+    return torch.where(_spread(valid, target), target, pred.detach())
+
+
+def masked_l1(pred: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """Mean |pred − target| over the valid entries.  pred, target: (*v, …).  valid: (*v)."""
+    return masked_mean((pred - hide_invalid(target, pred, valid)).abs(), valid)
+
+
+def _spread(valid: Tensor, like: Tensor) -> Tensor:
+    return valid.bool().reshape(*valid.shape, *(1,) * (like.dim() - valid.dim()))
+
+
+class TwoHandLoss(nn.Module):
+    """Weighted loss terms by name, and `total`, their sum.
+
+    faces: (2, F, 3).  input_size: S.  depth_range: as in `joints_to_cells`.  refine_stage: false when the rough mesh
+    is the result and so must not count twice.  The rest are the fields of `main.config.LossConfig`.
+
+    A term of weight 0 is still computed: under DistributedDataParallel every parameter has to receive a gradient, and
+    camera and relative position are reached by the auxiliary terms alone.
+    """
+
+    def __init__(self, faces: Tensor, *, input_size: int, depth_range: float, refine_stage: bool, mesh: float,
+                 joint: float, normal: float, edge: float, laplacian: float, aux_losses: bool, joint_25d: float,
+                 joint_projected: float, relative: float, pose: float, shape: float):
+        super().__init__()
+        self.input_size, self.depth_range, self.refine_stage = input_size, depth_range, refine_stage
+        on = float(aux_losses)
+        self.weights = {
+            "mesh": mesh, "joint": joint, "normal": normal, "edge": edge, "laplacian": laplacian,
+            "joint_25d": on * joint_25d, "joint_projected": on * joint_projected, "relative": on * relative,
+            "pose": on * pose, "shape": on * shape,
+        }
+        self.surface = SurfaceLoss(faces)
+
+    def forward(self, stages: Stages, targets: Targets) -> dict[str, Tensor]:
+        """Every term is a scalar; lengths are metres before weighting, except where its function says otherwise."""
+        meshes = [stages.mesh, stages.final] if self.refine_stage else [stages.mesh]
+        with torch.autocast(targets.vertices.device.type, enabled=False):
+            terms = self._paper_terms(meshes, targets) | self._aux_terms(stages.joint.joints_cells, meshes, targets)
+            terms = {name: self.weights[name] * term for name, term in terms.items()}
+            return terms | {"total": torch.stack(list(terms.values())).sum()}
+
+    def _paper_terms(self, meshes: list[HandPrediction], targets: Targets) -> dict[str, Tensor]:
+        valid = targets.vertices_valid
+        surface = [self.surface(mesh.vertices, targets.vertices, valid) for mesh in meshes]
+        return {
+            "mesh": _sum(masked_l1(mesh.vertices, targets.vertices, valid) for mesh in meshes),
+            "joint": _sum(masked_l1(mesh.joints, targets.joints, targets.joints_valid) for mesh in meshes),
+            "normal": _sum(term["normal"] for term in surface),
+            "edge": _sum(term["edge"] for term in surface),
+            "laplacian": surface[-1]["laplacian"],    # eq. 16 smooths the final mesh only
+        }
+
+    def _aux_terms(self, joints_cells: Tensor, meshes: list[HandPrediction], targets: Targets) -> dict[str, Tensor]:
+        params, camera, relative = meshes[0].mano, meshes[0].camera, meshes[0].relative
+        return {
+            "joint_25d": self._joint_25d(joints_cells, targets),
+            "joint_projected": _sum(self._joint_projected(mesh.joints, camera, targets) for mesh in meshes),
+            "relative": masked_l1(relative, targets.relative, targets.relative_valid),
+            "pose": masked_l1(params.rotations, targets.mano.rotations, targets.mano_valid),    # matrix entries
+            "shape": masked_l1(params.shape, targets.mano.shape, targets.mano_valid),           # standard deviations
+        }
+
+    def _joint_25d(self, joints_cells: Tensor, targets: Targets) -> Tensor:
+        """L1 of the 2.5D joints in half volumes, the unit of `_grid`; joints outside the volume do not count."""
+        target = joints_to_cells(targets.joints_crop, targets.joints[..., 2], self.input_size, self.depth_range)
+        valid = targets.joints_valid.bool() & inside_cells(target)
+        return masked_l1(joints_cells, target, valid) / (HEATMAP_CELLS / 2)
+
+    def _joint_projected(self, joints: Tensor, camera: Tensor, targets: Targets) -> Tensor:
+        """L1 in `_grid` between a mesh's joints under the weak camera and the annotated image joints."""
+        target = crop_to_grid(targets.joints_crop, self.input_size)
+        return masked_l1(project_weak(joints, camera), target, targets.joints_valid)
+
+
+class SurfaceLoss(nn.Module):
+    """Normal, edge and Laplacian terms (eqs. 14–16) of one mesh per hand, unweighted.
+
+    faces: (2, F, 3), any winding.
+    """
+
+    def __init__(self, faces: Tensor, num_vertices: int = NUM_VERTICES):
+        super().__init__()
+        offsets = torch.tensor([0, num_vertices], device=faces.device)[:, None, None]
+        self.register_buffer("corners", faces + offsets, persistent=False)                      # (2, F, 3)
+        self.register_buffer("laplacian", torch.stack([_laplacian(hand, num_vertices) for hand in faces]),
+                             persistent=False)                                                  # (2, V, V)
+
+    def forward(self, pred: Tensor, target: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        """pred, target: (B, 2, V, 3).  valid: (B, 2)."""
+        target = hide_invalid(target, pred, valid)
+        pred_edges, target_edges = self._edges(pred), self._edges(target)                       # (B, 2, F, 3, 3)
+        normals = F.normalize(torch.linalg.cross(target_edges[..., 0, :], target_edges[..., 1, :]), dim=-1)
+
+        tilt = (F.normalize(pred_edges, dim=-1) * normals[..., None, :]).sum(dim=-1).abs()
+        stretch = (pred_edges.norm(dim=-1) - target_edges.norm(dim=-1)).abs()
+        return {
+            "normal": masked_mean(tilt, valid),              # cosine between edge and true normal
+            "edge": masked_mean(stretch, valid),
+            "laplacian": masked_mean(self._roughness(target - pred), valid),                    # square metres
+        }
+
+    def _edges(self, vertices: Tensor) -> Tensor:
+        """The three edge vectors of every face, (B, 2, F, 3 edges, 3)."""
+        # An embedding is a lookup of rows with a fast gradient: vertices are the rows, the batch lies inside them.
+        corners = F.embedding(self.corners, _as_rows(vertices).flatten(0, 1))                   # (2, F, 3 corners, B·3)
+        corners = corners.unflatten(-1, (len(vertices), 3)).permute(3, 0, 1, 2, 4)
+        return corners.roll(-1, dims=-2) - corners
+
+    def _roughness(self, delta: Tensor) -> Tensor:
+        """‖δ_i − mean of the neighbours' δ‖², (B, 2, V)."""
+        smoothed = self.laplacian.to(delta.dtype) @ _as_rows(delta)                             # (2, V, B·3)
+        return smoothed.unflatten(-1, (len(delta), 3)).square().sum(dim=-1).permute(2, 0, 1)
+
+
+def _as_rows(vertices: Tensor) -> Tensor:
+    """(B, 2, V, 3) with the batch inside the rows, (2, V, B·3)."""
+    return vertices.permute(1, 2, 0, 3).flatten(2)
+
+
+def _laplacian(faces: Tensor, num_vertices: int) -> Tensor:
+    """L with (L·δ)_i = δ_i − mean of the neighbours' δ, (V, V); a vertex of no face has no neighbours and counts 0."""
+    adjacency = torch.zeros(num_vertices, num_vertices, device=faces.device)
+    for a, b in ((0, 1), (1, 2), (2, 0)):
+        adjacency[faces[:, a], faces[:, b]] = 1.0
+        adjacency[faces[:, b], faces[:, a]] = 1.0
+    degree = adjacency.sum(dim=1, keepdim=True)
+    return torch.diag((degree > 0).float().squeeze(1)) - adjacency / degree.clamp(min=1)
+
+
+def _sum(terms) -> Tensor:
+    return torch.stack(list(terms)).sum()

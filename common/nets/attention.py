@@ -1,0 +1,91 @@
+"""Attention: the block every transformer here is made of, and LGFA (Algorithm 1 of the supplement).
+
+Legend: B batch · N tokens of a hand · M context tokens · C channels · h heads.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class AttentionBlock(nn.Module):
+    """Queries (B, N, C) that looked at a context (B, M, C): attention and an MLP, each with a skip connection.
+
+    prenorm: LayerNorm before attention and MLP and a projection after attention, as in ViT. Without it the block is
+    lines 25–27 of Algorithm 1.
+    """
+
+    def __init__(self, channels: int, heads: int, prenorm: bool):
+        super().__init__()
+        self.heads = heads
+        self.norm_attention = nn.LayerNorm(channels) if prenorm else nn.Identity()
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.to_out = nn.Linear(channels, channels) if prenorm else nn.Identity()
+        self.norm_mlp = nn.LayerNorm(channels) if prenorm else nn.Identity()
+        # Algorithm 1 lists two linear layers with nothing between them, which would collapse into one.
+        self.mlp = nn.Sequential(nn.Linear(channels, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels))
+
+    def forward(self, queries: Tensor, context: Tensor) -> Tensor:
+        q, k = self._queries_keys(queries, context)
+        v = self._split(self.to_v(self.norm_attention(context)))              # (B, h, M, C/h)
+        seen = F.scaled_dot_product_attention(q, k, v)                        # (B, h, N, C/h)
+        attended = queries + self.to_out(seen.transpose(1, 2).flatten(-2))    # (B, N, C)
+        return attended + self.mlp(self.norm_mlp(attended))
+
+    def attention_map(self, queries: Tensor, context: Tensor) -> Tensor:
+        """How much each query looks at each context token, (B, N, M), the mean over the heads."""
+        q, k = self._queries_keys(queries, context)
+        return (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(dim=-1).mean(dim=1)
+
+    def _queries_keys(self, queries: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        return (self._split(self.to_q(self.norm_attention(queries))),
+                self._split(self.to_k(self.norm_attention(context))))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)              # (B, h, N, C/h)
+
+
+class LGFA(nn.Module):
+    """Interaction features (B, N, C) of two token sets (B, N, C), Algorithm 1 of the supplement.
+
+    The FCToken is a linear mix of the two sets, token by token. The SAToken is [class token, first, second] after
+    self-attention. The FCToken then looks at the SAToken. The order of the two sets matters in the FCToken only.
+
+    prenorm: false, the listing as printed: one head, no norm, the same weights in both steps. True: LayerNorm,
+    `heads` heads, separate weights, `depth` blocks in each step.
+    """
+
+    def __init__(self, channels: int, prenorm: bool = False, heads: int = 4, depth: int = 1):
+        super().__init__()
+        self.to_fc_token = nn.Linear(2 * channels, channels)
+        self.class_token = nn.Parameter(torch.randn(1, 1, channels) * 0.02)
+        if prenorm:
+            self.steps = nn.ModuleList(
+                nn.ModuleList(AttentionBlock(channels, heads, prenorm=True) for _ in range(depth)) for _ in range(2)
+            )
+        else:
+            self.steps = nn.ModuleList([nn.ModuleList([AttentionBlock(channels, heads=1, prenorm=False)])])
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        fc_token, sa_token = self._tokens(first, second)
+        for block in self.steps[-1]:
+            fc_token = block(fc_token, sa_token)
+        return fc_token
+
+    def attention_map(self, first: Tensor, second: Tensor) -> Tensor:
+        """How much each output token looks at [class token, first, second] in the last block, (B, N, 1 + 2N)."""
+        fc_token, sa_token = self._tokens(first, second)
+        *blocks, last = self.steps[-1]
+        for block in blocks:
+            fc_token = block(fc_token, sa_token)
+        return last.attention_map(fc_token, sa_token)
+
+    def _tokens(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        fc_token = self.to_fc_token(torch.cat([first, second], dim=-1))       # (B, N, C)
+        class_token = self.class_token.expand(len(first), -1, -1)
+        sa_token = torch.cat([class_token, first, second], dim=1)             # (B, 1 + 2N, C)
+        for block in self.steps[0]:
+            sa_token = block(sa_token, sa_token)
+        return fc_token, sa_token

@@ -1,0 +1,115 @@
+"""Refine stage: an offset for every vertex from the image features under it (fig. 5).
+
+Legend: B batch · 2 the hand axis · 778 vertices · 64 tokens of a hand · C channels · S side of the crop in pixels.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import UserError
+from common.geometry import crop_to_grid, project, project_weak
+from common.hands import NUM_VERTICES, WRIST, Hand, mirror_vectors
+from common.nets.gin import GIN, GraphConvBlock, GraphResBlock, NeighbourSum, gin
+from common.nets.layers import PerHand, sample_map, sample_tokens
+from common.types import GroundTruthCamera, HandPrediction
+
+
+class VertexInputs(NamedTuple):
+    """What the vertex features of one hand are made of."""
+
+    features: Tensor    # (B, 778, C)  position and image features at the vertices
+    tokens: Tensor      # (B, 64, D)   the hand's own maps, F_h and F*_h
+    points: Tensor      # (B, 778, 2)  where the vertices lie in the image, `_grid`
+
+
+class VertexProjection(nn.Module):
+    """One matrix applied to all vertex features, (778, B, hidden): concat(features, sample(tokens)).
+
+    Sampling is linear, and there are fewer tokens than vertices, so the tokens go through the matrix before they are
+    sampled.
+    """
+
+    def __init__(self, feature_channels: int, token_channels: int, hidden: int):
+        super().__init__()
+        self.from_features = nn.Linear(feature_channels, hidden, bias=False)
+        self.from_tokens = nn.Linear(token_channels, hidden, bias=False)
+
+    def forward(self, inputs: VertexInputs) -> Tensor:
+        sampled = sample_tokens(self.from_tokens(inputs.tokens), inputs.points)
+        return self.from_features(inputs.features.transpose(0, 1)) + sampled.transpose(0, 1)
+
+
+class OffsetNet(nn.Module):
+    """ΔM (B, 778, 3) of one hand from the fields of VertexInputs, by the Graph-CNN of fig. 3 with its own widths.
+
+    GIN in–256–64, three residual blocks at 64, GIN 64–32–3; the last has neither BatchNorm nor ReLU and starts at zero.
+    """
+
+    def __init__(self, feature_channels: int, token_channels: int, edges: Tensor):
+        super().__init__()
+        sum_neighbours = NeighbourSum(edges, NUM_VERTICES)
+
+        def block() -> GraphConvBlock:
+            return GraphConvBlock(gin(64, 64, 64, sum_neighbours), 64)
+
+        first = GIN(VertexProjection(feature_channels, token_channels, 256), 256, 64, sum_neighbours)
+        last = gin(64, 32, 3, sum_neighbours)
+        nn.init.zeros_(last.to_out.weight)
+        nn.init.zeros_(last.to_out.bias)
+        residual = [GraphResBlock(block(), block()) for _ in range(3)]
+        self.layers = nn.Sequential(GraphConvBlock(first, 64), *residual, last)
+
+    def forward(self, features: Tensor, tokens: Tensor, points: Tensor) -> Tensor:
+        return self.layers(VertexInputs(features, tokens, points)).transpose(0, 1)
+
+
+class RefineStage(nn.Module):
+    """M_f = M_r + ΔM.
+
+    offset_net: PerHand of OffsetNet. When it is tied, the left hand is mirrored to a right one on the way in and its
+    offset back on the way out.  regressor: (2, 21, 778), G of the paper.
+    use_true_camera: sample features where the hands really are (an ablation) and not where the predicted camera puts
+    them.
+    """
+
+    def __init__(self, offset_net: PerHand, regressor: Tensor, input_size: int, *, mirror_left: bool,
+                 use_true_camera: bool):
+        super().__init__()
+        self.offset_net, self.input_size = offset_net, input_size
+        self.mirror_left, self.use_true_camera = mirror_left, use_true_camera
+        self.register_buffer("regressor", regressor, persistent=False)
+
+    def forward(self, mesh: HandPrediction, image_maps: list[Tensor], tokens: Tensor,
+                camera: GroundTruthCamera | None) -> HandPrediction:
+        """image_maps: (B, C, H, W) each, seen by both hands.  tokens: (B, 2, 64, D), each hand's own."""
+        points = self._points_grid(mesh, camera)                              # (B, 2, 778, 2)
+        position = self._mirror(10 * mesh.vertices)                           # decimetres: the scale of the features
+        sampled = [sample_map(image, points.flatten(1, 2)).unflatten(1, points.shape[1:3]) for image in image_maps]
+        features = torch.cat([position, *sampled], dim=-1)                    # (B, 2, 778, C)
+        offset = self._mirror(self.offset_net(features, tokens, points).float())
+
+        with torch.autocast(offset.device.type, enabled=False):
+            # Only the shape may change: the wrist stays the origin.
+            offset = offset - (self.regressor @ offset)[:, :, WRIST, None]
+            vertices = mesh.vertices + offset
+            return mesh._replace(vertices=vertices, joints=self.regressor @ vertices)
+
+    def _points_grid(self, mesh: HandPrediction, camera: GroundTruthCamera | None) -> Tensor:
+        """Where to sample for each vertex; the gradient must not move vertices to where features are convenient."""
+        vertices = mesh.vertices.detach()
+        if not self.use_true_camera:
+            return project_weak(vertices, mesh.camera.detach())
+        if camera is None:
+            raise UserError("model.refine_camera is 'ground_truth', but these images come without a camera.",
+                            "Use annotated data, or a model trained with model.refine_camera=predicted.")
+        with torch.autocast(vertices.device.type, enabled=False):
+            points_crop = project(vertices + camera.wrist[:, :, None], camera.camera_crop[:, None])
+            return crop_to_grid(points_crop, self.input_size)
+
+    def _mirror(self, vectors: Tensor) -> Tensor:
+        """Vectors (B, 2, N, 3) with the left hand's mirrored if one net serves both hands."""
+        if not self.mirror_left:
+            return vectors
+        return torch.stack([vectors[:, Hand.RIGHT], mirror_vectors(vectors[:, Hand.LEFT])], dim=1)

@@ -1,0 +1,106 @@
+"""The image backbone: torchvision's ResNet as a feature extractor.
+
+Legend: B batch · S side of the input, divisible by 32.
+"""
+
+import logging
+import pickle
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import UserError
+from common.nets.torchvision_import import import_torchvision
+
+logger = logging.getLogger(__name__)
+
+
+class ImageFeatures(NamedTuple):
+    """Feature maps of one image, fine to coarse."""
+
+    stem: Tensor        # (B, 64, S/2, S/2)
+    layer1: Tensor      # (B, 256, S/4, S/4)      64 channels in ResNet-18 and -34
+    layer4: Tensor      # (B, 2048, S/32, S/32)   512 channels in ResNet-18 and -34; F of the paper
+
+
+class ResNet(nn.Module):
+    """ImageFeatures of a normalised image (B, 3, S, S).
+
+    name: "resnet18", "resnet34" or "resnet50".  pretrained: as in `load_pretrained`.
+    channels: of the three maps, in the order of ImageFeatures.
+    """
+
+    def __init__(self, name: str, pretrained: str = ""):
+        super().__init__()
+        net = import_torchvision().models.get_model(name)
+        load_pretrained(net, name, pretrained)
+        self.channels = ImageFeatures(net.conv1.out_channels, *(_out_channels(net.layer1), _out_channels(net.layer4)))
+        self.stem = nn.Sequential(net.conv1, net.bn1, net.relu)
+        self.layer1 = nn.Sequential(net.maxpool, *net.layer1)
+        self.deep = nn.Sequential(*net.layer2, *net.layer3, *net.layer4)
+
+    def forward(self, image: Tensor) -> ImageFeatures:
+        stem = self.stem(image)
+        layer1 = self.layer1(stem)
+        return ImageFeatures(stem, layer1, self.deep(layer1))
+
+
+def _out_channels(layer: nn.Sequential) -> int:
+    convolutions = [module for module in layer[-1].modules() if isinstance(module, nn.Conv2d)]
+    return convolutions[-1].out_channels
+
+
+def load_pretrained(net: nn.Module, name: str, pretrained: str) -> None:
+    """Fill a torchvision ResNet with weights and say so in one log line.
+
+    pretrained: "" leaves it as it is, "imagenet" downloads torchvision's IMAGENET1K_V1 weights, anything else is a
+    file holding a torchvision state dict (a classifier `fc` in it is not needed).
+    Raises UserError when the weights cannot be had or belong to another network.
+    """
+    if not pretrained:
+        logger.info("%s starts from scratch", name)
+        return
+    state = _download_imagenet(name) if pretrained == "imagenet" else _read_state(Path(pretrained))
+    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    expected = {key: value for key, value in net.state_dict().items() if not key.startswith("fc.")}
+    wrong = sorted(key for key in expected.keys() | state.keys() if not _same_shape(expected.get(key), state.get(key)))
+    if wrong:
+        raise UserError(
+            f"model.pretrained is '{pretrained}', which does not hold weights of {name}: {len(wrong)} of "
+            f"{len(expected)} tensors are missing, unknown or of another shape, for example '{wrong[0]}'.",
+            "Give a torchvision state dict of the same network, or change model.backbone.",
+        )
+    net.load_state_dict(state, strict=False)    # the classifier is not there; everything else was just compared
+    logger.info("%s starts from %s", name, "ImageNet (torchvision)" if pretrained == "imagenet" else pretrained)
+
+
+def _same_shape(expected: Tensor | None, found: object) -> bool:
+    return expected is not None and isinstance(found, Tensor) and expected.shape == found.shape
+
+
+def _download_imagenet(name: str) -> dict[str, Tensor]:
+    weights = import_torchvision().models.get_model_weights(name).IMAGENET1K_V1
+    try:
+        return weights.get_state_dict(progress=False, check_hash=True)
+    except OSError as error:
+        raise UserError(
+            f"model.pretrained is 'imagenet', but {weights.url} could not be downloaded: {error}.",
+            "Download that file elsewhere and set model.pretrained to its path, or leave it empty.",
+        ) from None
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(
+            f"model.pretrained is '{path}', and there is no such file.",
+            "Give a file with a torchvision state dict, 'imagenet' to download one, or nothing to start from scratch.",
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, ValueError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
+        raise UserError(f"model.pretrained is '{path}', which cannot be read: {str(error).splitlines()[0]}.") from None
+    if not isinstance(state, dict):
+        raise UserError(f"model.pretrained is '{path}', which holds {type(state).__name__} and not a state dict.")
+    return state

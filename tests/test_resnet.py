@@ -1,0 +1,90 @@
+"""The backbone and where its weights come from."""
+
+import builtins
+import logging
+import urllib.error
+
+import pytest
+import torch
+
+from common.errors import UserError
+from common.nets.resnet import ResNet
+from common.nets.torchvision_import import import_torchvision
+
+
+@pytest.mark.parametrize(("name", "channels"), [("resnet18", (64, 64, 512)), ("resnet50", (64, 256, 2048))])
+def test_feature_maps_have_the_strides_2_4_and_32(name: str, channels: tuple[int, int, int]):
+    net = ResNet(name).eval()
+    maps = net(torch.rand(1, 3, 64, 64))
+    assert [tuple(feature.shape) for feature in maps] == [(1, channels[0], 32, 32), (1, channels[1], 16, 16),
+                                                          (1, channels[2], 2, 2)]
+    assert tuple(net.channels) == channels
+
+
+def test_the_features_are_torchvisions():
+    net, image = ResNet("resnet18").eval(), torch.rand(1, 3, 64, 64)
+    theirs = import_torchvision().models.resnet18().eval()
+    expected = dict(zip(theirs.state_dict(), net.state_dict().values(), strict=False))
+    theirs.load_state_dict(expected, strict=False)
+    x = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(image))))
+    torch.testing.assert_close(net(image).layer4, theirs.layer4(theirs.layer3(theirs.layer2(theirs.layer1(x)))))
+
+
+def test_weights_come_from_a_file_and_the_log_says_so(tmp_path, caplog):
+    torch.manual_seed(1)
+    source = import_torchvision().models.resnet18()
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    with caplog.at_level(logging.INFO):
+        net = ResNet("resnet18", str(tmp_path / "weights.pth"))
+    assert torch.equal(net.stem[0].weight, source.conv1.weight)
+    assert torch.equal(net.deep[-1].bn2.running_var, source.layer4[-1].bn2.running_var)
+    assert "weights.pth" in caplog.text
+
+
+def test_without_weights_the_log_says_scratch(caplog):
+    with caplog.at_level(logging.INFO):
+        ResNet("resnet18")
+    assert [record.message for record in caplog.records] == ["resnet18 starts from scratch"]
+
+
+def test_a_missing_file_of_weights_is_named():
+    with pytest.raises(UserError, match="nowhere.pth"):
+        ResNet("resnet18", "nowhere.pth")
+
+
+@pytest.mark.parametrize("content", ["other network", "no dict", "empty dict", "rubbish", "code"])
+def test_a_file_that_is_no_state_dict_of_the_network_is_refused(tmp_path, content: str):
+    path = tmp_path / "weights.pth"
+    if content == "rubbish":
+        path.write_bytes(b"not a zip file")
+    else:
+        torch.save({
+            "other network": import_torchvision().models.resnet34().state_dict(), "no dict": [1, 2], "empty dict": {},
+            "code": {"run": print},
+        }[content], path)
+    with pytest.raises(UserError, match="weights.pth"):
+        ResNet("resnet18", str(path))
+
+
+def test_a_download_that_fails_is_a_users_error(monkeypatch):
+    def offline(*_, **__):
+        raise urllib.error.URLError("no network")
+
+    hub = __import__("torchvision._internally_replaced_utils", fromlist=["load_state_dict_from_url"])
+    monkeypatch.setattr(hub, "load_state_dict_from_url", offline)
+    monkeypatch.setattr(import_torchvision().models._api, "load_state_dict_from_url", offline)
+    with pytest.raises(UserError, match="could not be downloaded"):
+        ResNet("resnet18", "imagenet")
+
+
+def test_only_the_known_import_failure_is_worked_around(monkeypatch):
+    real_import = builtins.__import__
+
+    def broken(name, *args, **kwargs):
+        if name == "torchvision":
+            raise RuntimeError("operator torchvision::roi_align does not exist")
+        return real_import(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", broken)
+    with pytest.raises(RuntimeError, match="roi_align"):
+        import_torchvision()

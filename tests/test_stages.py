@@ -1,0 +1,215 @@
+"""Joint, mesh and refine stage, each alone."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_lgnet import SIZE, random_camera, random_images, tiny_lgnet
+
+from common.errors import UserError
+from common.geometry import cells_to_crop, grid_to_crop, project, project_weak
+from common.hands import Hand, mirror_points
+from common.mano import ManoLayer
+from common.nets.joint_head import HeatmapJoints, JointHead
+from common.nets.layers import PerHand, sample_map, sample_tokens
+from common.types import GroundTruthCamera, JointPrediction, ManoParams
+
+C = 64
+
+
+@pytest.fixture(scope="module")
+def model(hand_model):
+    return tiny_lgnet(hand_model)
+
+
+def peaked(x: int, y: int, z: int) -> torch.Tensor:
+    """Logits (512,) with all their weight on one cell."""
+    logits = torch.zeros(8, 8, 8)                       # (y, x, z)
+    logits[y, x, z] = 1000.0
+    return logits.flatten()
+
+
+# ---------------------------------------------------------------- joint stage
+
+@pytest.mark.parametrize("size", [64, 128, 256])
+def test_a_heatmap_peak_decodes_to_the_crop_pixel_at_its_cells_centre(size: int):
+    joint = HeatmapJoints(C, size).soft_argmax(peaked(x=2, y=5, z=3))
+    pixels_per_cell = size // 8
+    covered = torch.arange(size).reshape(8, pixels_per_cell).float()     # crop pixels of each cell
+    expected = torch.stack([covered[2].mean(), covered[5].mean()])
+    torch.testing.assert_close(cells_to_crop(joint, size), expected)
+    assert joint[2] == 3.5
+
+
+def test_two_equal_peaks_decode_to_the_point_between_them():
+    joint = HeatmapJoints(C, 256).soft_argmax(peaked(1, 1, 0) + peaked(3, 5, 7))
+    torch.testing.assert_close(joint, torch.tensor([2.5 - 4 / 256, 3.5 - 4 / 256, 4.0]))
+
+
+def test_the_heatmap_is_read_row_by_row():
+    """A logit raised at one token pulls the joints to that token's column and row."""
+    head = HeatmapJoints(C, 256)
+    for net in head.to_logits.nets:
+        torch.nn.init.constant_(net.weight, 1.0)
+        torch.nn.init.zeros_(net.bias)
+    tokens = torch.zeros(1, 2, 64, C)
+    tokens[:, :, 8 * 6 + 1] = 10.0                      # row 6, column 1
+    joints = head(tokens, feature_map=torch.empty(0))
+    expected = torch.tensor([1.5 - 4 / 256, 6.5 - 4 / 256, 4.0])
+    torch.testing.assert_close(joints, expected.expand(1, 2, 21, 3))
+
+
+def test_half_precision_does_not_reach_the_soft_argmax():
+    head, logits = HeatmapJoints(C, 256), torch.randn(3, 512)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(head.soft_argmax(logits), head.soft_argmax(logits.float()))
+
+
+def test_joint_features_are_those_under_the_joints_pixel():
+    """The feature map's channels number its cells; a joint at a cell's centre reads that cell and nothing else."""
+    class At(torch.nn.Module):
+        def forward(self, adapted, feature_map):
+            return HeatmapJoints(C, 256).soft_argmax(peaked(x=6, y=2, z=0)).expand(1, 2, 21, 3)
+
+    head = JointHead(At(), PerHand(torch.nn.Identity), input_size=256)
+    tokens = torch.eye(64).expand(1, 2, 64, 64)
+    features = head(tokens, torch.empty(0)).features
+    torch.testing.assert_close(features, F.one_hot(torch.tensor(8 * 2 + 6), 64).float().expand(1, 2, 21, 64))
+
+
+def test_features_do_not_pull_joints_about(model):
+    model.zero_grad()
+    model.joint_head(torch.randn(1, 2, 64, 40), torch.empty(0)).features.sum().backward()
+    assert all(parameter.grad is None for parameter in model.joint_head.locate.parameters())
+
+
+def test_sampling_tokens_by_weights_is_bilinear_sampling_of_their_map():
+    torch.manual_seed(0)
+    tokens, points = torch.randn(3, 64, C), 2.6 * torch.rand(3, 50, 2) - 1.3      # some outside
+    feature_map = tokens.transpose(1, 2).unflatten(-1, (8, 8))
+    torch.testing.assert_close(sample_tokens(tokens, points), sample_map(feature_map, points), atol=1e-5, rtol=1e-5)
+
+
+def test_sampling_an_image_at_a_pixel_reads_that_pixel():
+    image = random_images(1, size=16)
+    points_crop = torch.tensor([[[0.0, 0.0], [15.0, 3.0], [7.0, 9.0]]])
+    points_grid = (2 * points_crop + 1) / 16 - 1
+    expected = torch.stack([image[0, :, 0, 0], image[0, :, 3, 15], image[0, :, 9, 7]])
+    torch.testing.assert_close(sample_map(image, points_grid), expected[None])
+
+
+# ---------------------------------------------------------------- mesh stage
+
+def test_an_untrained_network_starts_near_the_mean_hand(hand_model):
+    head = tiny_lgnet(hand_model, lgfa="prenorm").mano_head
+    joint = JointPrediction(torch.full((2, 2, 21, 3), 4.0), torch.randn(2, 2, 21, 32))
+    mesh = head(torch.randn(2, 2, 64, 40), joint)
+
+    layer = ManoLayer(hand_model)
+    neutral = layer(ManoParams(_mean_rotations_by_expm(hand_model), torch.zeros(1, 2, 10)))
+    neutral = neutral - layer.joints(neutral)[:, :, :1]
+    assert (mesh.vertices - neutral).norm(dim=-1).mean() < 0.01
+    assert ((mesh.camera - torch.tensor([5.0, 0, 0])).abs() < 0.5).all()
+    assert mesh.relative.abs().max() < 0.05 and mesh.mano.shape.abs().max() < 0.5
+
+
+def test_the_camera_scale_is_positive_whatever_the_net_says(hand_model):
+    head = tiny_lgnet(hand_model).mano_head
+    for net, raw_scale in zip(head.camera.nets, (-3.0, 1.0), strict=True):
+        torch.nn.init.constant_(net.bias, raw_scale)
+        torch.nn.init.zeros_(net.weight)
+    scale = head._camera(torch.randn(1, 2, 40))[0, :, 0]
+    torch.testing.assert_close(scale, 5 * torch.tensor([-3.0, 1.0]).exp())
+
+
+def _mean_rotations_by_expm(hand_model) -> torch.Tensor:
+    x, y, z = hand_model.mean_pose.reshape(2, 15, 3).unbind(-1)
+    zero = torch.zeros_like(x)
+    skew = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))
+    return torch.cat([torch.eye(3).expand(2, 1, 3, 3), torch.linalg.matrix_exp(skew)], dim=1)[None]
+
+
+def test_tied_pose_nets_treat_both_hands_alike(hand_model):
+    pose = tiny_lgnet(hand_model).mano_head.pose
+    pose.nets[Hand.LEFT].load_state_dict(pose.nets[Hand.RIGHT].state_dict())
+    features, coordinates = torch.randn(2, 2, 21, 32), torch.randn(2, 2, 21, 3)
+    torch.testing.assert_close(pose(features.flip(1), coordinates.flip(1)), pose(features, coordinates).flip(1))
+
+
+def test_depth_reaches_the_pose_in_the_same_unit_whatever_the_cells_cover(hand_model):
+    head = tiny_lgnet(hand_model).mano_head
+    joints = torch.full((1, 2, 21, 3), 6.0)                 # half way from the centre to the far end
+    assert head._coordinates(joints)[0, 0, 0].tolist() == pytest.approx([0.5, 0.5, 1.0])      # 0.4 m: 1 dm
+    head.depth_range = 0.3
+    assert head._coordinates(joints)[0, 0, 0].tolist() == pytest.approx([0.5, 0.5, 0.75])
+
+
+# ---------------------------------------------------------------- refine stage
+
+def refine_inputs(model, seed: int = 0):
+    torch.manual_seed(seed)
+    images = [random_images(2, seed), torch.randn(2, 64, 32, 32), torch.randn(2, 64, 16, 16)]
+    tokens = torch.randn(2, 2, 64, 72)
+    with torch.no_grad():
+        mesh = model(random_images(2, seed)).mesh
+    return mesh._replace(camera=torch.tensor([5.0, 0.1, -0.2]) + 0.1 * torch.randn(2, 2, 3)), images, tokens
+
+
+def mirrored(mesh, images, tokens):
+    """The same scene in a mirror: pictures flipped, hands swapped."""
+    turned = mesh._replace(vertices=mirror_points(mesh.vertices), joints=mirror_points(mesh.joints),
+                           camera=(mesh.camera * torch.tensor([1.0, -1, 1])).flip(1))
+    tokens = tokens.unflatten(2, (8, 8)).flip(1, 3).flatten(2, 3)
+    return turned, [image.flip(-1) for image in images], tokens
+
+
+def test_the_shared_refine_net_commutes_with_the_mirror(model):
+    inputs = refine_inputs(model)
+    straight, turned = model.refine(*inputs, None), model.refine(*mirrored(*inputs), None)
+    assert (straight.vertices - inputs[0].vertices).abs().max() > 1e-4
+    torch.testing.assert_close(turned.vertices, mirror_points(straight.vertices), atol=1e-6, rtol=1e-5)
+
+
+def test_separate_refine_nets_do_not_commute_with_the_mirror(hand_model):
+    model = tiny_lgnet(hand_model, refine_shared=False)
+    inputs = refine_inputs(model)
+    straight, turned = model.refine(*inputs, None), model.refine(*mirrored(*inputs), None)
+    assert (turned.vertices - mirror_points(straight.vertices)).abs().max() > 1e-4
+
+
+def test_offsets_leave_the_wrist_at_the_origin(model):
+    inputs = refine_inputs(model)
+    torch.testing.assert_close(model.refine(*inputs, None).joints[:, :, 0], inputs[0].joints[:, :, 0],
+                               atol=1e-6, rtol=0)
+
+
+def test_the_camera_gets_no_gradient_from_where_features_were_sampled(model):
+    mesh, images, tokens = refine_inputs(model)
+    mesh = mesh._replace(camera=mesh.camera.requires_grad_())
+    model.refine(mesh, images, tokens, None).vertices.square().sum().backward()
+    assert mesh.camera.grad is None
+
+
+def test_the_true_camera_samples_where_the_hands_are(model, hand_model):
+    """Put the weak camera's picture of the hands where the true camera sees them: both sample the same features."""
+    true = tiny_lgnet(hand_model, refine_camera="ground_truth")
+    mesh, images, tokens = refine_inputs(model)
+    far = 1000.0                                            # perspective becomes weak
+    camera = GroundTruthCamera(
+        torch.tensor([[far * SIZE * 2.5, 0, 40.0], [0, far * SIZE * 2.5, 30.0], [0, 0, 1]]).expand(2, 3, 3),
+        torch.tensor([0.001, -0.002, far]).expand(2, 2, 3),
+    )
+    wrist_crop = project(camera.wrist, camera.camera_crop)
+    weak = torch.cat([torch.full((2, 2, 1), 5.0), (2 * wrist_crop + 1) / SIZE - 1], dim=-1)
+    seen_weakly = grid_to_crop(project_weak(mesh.vertices, weak), SIZE)
+    seen_truly = project(mesh.vertices + camera.wrist[:, :, None], camera.camera_crop[:, None])
+    torch.testing.assert_close(seen_weakly, seen_truly, atol=0.05, rtol=0)
+    by_truth = true.refine(mesh, images, tokens, camera).vertices
+    by_weak = model.refine(mesh._replace(camera=weak), images, tokens, None).vertices
+    torch.testing.assert_close(by_truth, by_weak, atol=1e-4, rtol=0)
+
+
+def test_the_true_camera_must_be_given_where_it_is_asked_for(hand_model):
+    model = tiny_lgnet(hand_model, refine_camera="ground_truth")
+    assert model(random_images(1), random_camera(1)).final.vertices.isfinite().all()
+    with pytest.raises(UserError, match="refine_camera"):
+        model(random_images(1))
