@@ -55,7 +55,7 @@ class Trainer:
                  workers: int, process: Process, output: Path, facts: dict[str, Any]):
         self.model, self.loss = model.to(process.device), loss.to(process.device)
         self.parallel = process.parallel(self.model)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.lr)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.lr, fused=True)
 
         self.sampler = EpochSampler(len(dataset), seed=settings.seed, rank=process.rank, world_size=process.world_size)
         # A small last batch would upset batch normalisation; a set smaller than one batch is used whole.

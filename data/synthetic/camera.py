@@ -1,0 +1,68 @@
+"""Cameras round the hands, like those of InterHand2.6M's studio."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+PORTRAIT, LANDSCAPE = (334, 512), (512, 334)    # width, height
+_DISTANCE = (1.0, 1.2)                          # metres to the hands
+_GREY_SHARE = 0.15
+
+
+class Camera(NamedTuple):
+    """A calibrated camera: X_cam = rotation·(X − position), u = focal·X/Z + center."""
+
+    name: str                   # 40xxxx colour, 41xxxx grey
+    size: tuple[int, int]       # width, height
+    rotation: np.ndarray        # (3, 3)
+    position: np.ndarray        # (3,) metres
+    focal: np.ndarray           # (2,) pixels
+    center: np.ndarray          # (2,) pixels
+
+    @property
+    def is_grey(self) -> bool:
+        return self.name.startswith("41")
+
+    def to_cam(self, points: np.ndarray) -> np.ndarray:
+        """Points (..., 3) in the camera frame."""
+        return (points - self.position) @ self.rotation.T
+
+    def project(self, points: np.ndarray) -> np.ndarray:
+        """Points (..., 3) as (x px, y px, depth m)."""
+        cam = self.to_cam(points)
+        pixels = cam[..., :2] / cam[..., 2:] * self.focal + self.center
+        return np.concatenate([pixels, cam[..., 2:]], axis=-1)
+
+    def moved(self, rotation: np.ndarray, translation: np.ndarray) -> "Camera":
+        """The same camera after the frame of the scene changes by X' = rotation·X + translation."""
+        return self._replace(rotation=self.rotation @ rotation.T, position=rotation @ self.position + translation)
+
+
+def sample_cameras(count: int, rng: np.random.Generator) -> list[Camera]:
+    """Cameras in the person frame, spread over the sides from which the hands can be seen."""
+    turn = (np.arange(count) + rng.uniform(0, 1)) / count
+    azimuths = rng.permutation((2 * turn % 2 - 1) * np.radians(115))
+    return [_one(k, azimuth, rng) for k, azimuth in enumerate(azimuths)]
+
+
+def _one(number: int, azimuth: float, rng: np.random.Generator) -> Camera:
+    elevation = np.radians(np.clip(rng.normal(18, 24), -35, 75))
+    out = np.array([np.sin(azimuth) * np.cos(elevation), np.sin(elevation), np.cos(azimuth) * np.cos(elevation)])
+    aim = rng.normal(0, 0.012, 3)
+    position = aim + out * rng.uniform(*_DISTANCE)
+    roll = np.radians(np.clip(rng.normal(0, 6), -18, 18))
+    size = PORTRAIT if rng.random() < 0.6 else LANDSCAPE
+    focal = np.clip(rng.normal(1268, 6), 1250, 1286)
+    center = np.array(size) / 2 + np.clip(rng.normal(0, 12, 2), -30, 30)
+    prefix = "41" if rng.random() < _GREY_SHARE else "40"
+    name = f"{prefix}{2 + 3 * number + rng.integers(0, 3):04d}"
+    return Camera(name, size, _looking(-out, roll), position, np.array([focal, focal + rng.normal(0, 0.2)]), center)
+
+
+def _looking(forward: np.ndarray, roll: float) -> np.ndarray:
+    """World-to-camera rotation of a camera that looks along `forward` with the y axis up in its picture."""
+    right = np.cross(forward, [0.0, 1.0, 0.0])
+    right = right / np.linalg.norm(right)
+    level = np.stack([right, np.cross(forward, right), forward])
+    turn = np.array([[np.cos(roll), -np.sin(roll), 0], [np.sin(roll), np.cos(roll), 0], [0, 0, 1]])
+    return turn @ level

@@ -1,0 +1,272 @@
+"""Render a two-hand set to disk in InterHand2.6M's layout, in several processes, resumable at any point.
+
+Each sequence writes its pictures and then a part of the annotations; when all parts are there they are joined into
+the annotation files. A picture or file is complete or absent, never half written.
+"""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from scipy.spatial.transform import Rotation
+from tqdm import tqdm
+
+from common.errors import UserError
+from common.hands import Hand
+from common.mano import HandModel, load_hand_model
+from data.InterHand26M.layout import read_json
+from data.InterHand26M.reader import HAND_MODEL_FILE
+from data.synthetic.annotations import (
+    annotation_file,
+    camera_entry,
+    image_entry,
+    joint_entry,
+    mano_entry,
+    skeleton_text,
+    visible_joints,
+    write_atomically,
+    write_json,
+)
+from data.synthetic.appearance import (
+    Person,
+    SkinDetail,
+    Surroundings,
+    load_skin_detail,
+    sample_person,
+    sample_surroundings,
+)
+from data.synthetic.camera import Camera, sample_cameras
+from data.synthetic.contact import Proxies, build_proxies
+from data.synthetic.families import FAMILY_SHARES
+from data.synthetic.plan import CAMERAS_PER_CAPTURE, SPLITS, Purpose, Sequence, Settings, plan_sequences, stream
+from data.synthetic.posing import HandSet, Step, build_hand_set, pose_pairs, pose_single
+from data.synthetic.render import render, unhidden_share
+from data.synthetic.scene import LitScene, LitTorso, light_scene, light_torso
+
+VERSION = 1                             # raise it when the same settings give other pictures
+SETTINGS_FILE = "synthetic.json"        # in the root of a set: what it was made with
+_KINDS = ("data", "camera", "joint_3d", "MANO_NeuralAnnot")
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
+_UNHIDDEN = 0.7                         # share of the hands that arms should not cover
+_WELL_SEEN = 0.85                       # share of joints inside the picture that a camera should have
+
+
+class Capture(NamedTuple):
+    """Who is recorded where, by which cameras."""
+
+    person: Person
+    proxies: Proxies
+    place: Surroundings
+    torso: LitTorso | None
+    cameras: list[Camera]               # in the person frame
+    rotation: np.ndarray                # (3, 3)    world = rotation·person + translation
+    translation: np.ndarray             # (3,)
+
+
+def generate(root: Path, settings: Settings, workers: int) -> dict[str, dict[str, Any]]:
+    """Render what is missing of the set under `root`, and write its annotations.
+
+    Returns the interaction records of all interacting time steps, {split: {capture: {frame: record}}}. Raises
+    UserError when `root` holds a set with other settings.
+    """
+    model = load_hand_model("builtin")
+    claim_folder(root, settings, model)
+    sequences = plan_sequences(settings)
+    todo = [sequence for sequence in sequences if not is_finished(root, sequence)]
+    with tqdm(total=sum(sum(s.images) for s in sequences), unit="image", desc="rendering") as bar:
+        bar.update(bar.total - sum(sum(s.images) for s in todo))
+        for count in _render_all(root, settings, todo, workers):
+            bar.update(count)
+    return _join_parts(root, settings, model, sequences)
+
+
+def claim_folder(root: Path, settings: Settings, model: HandModel) -> None:
+    """Note in `root` what it holds; refuse a folder that holds something else."""
+    wanted = {"version": VERSION, **asdict(settings), "hand_model": model.identity}
+    file = root / SETTINGS_FILE
+    if file.is_file():
+        found = read_json(file)
+        changed = [f"{key} {found.get(key)!r} instead of {wanted[key]!r}" for key in wanted
+                   if found.get(key) != wanted[key]]
+        if changed:
+            raise UserError(f"{root} holds a set made with {', '.join(changed)}.",
+                            "Give another --out, the old settings, or remove the folder.")
+    elif root.is_dir() and any(root.iterdir()):
+        raise UserError(f"{root} holds files, but no {SETTINGS_FILE}.", "Give --out a new or an empty folder.")
+    write_json(file, wanted)
+
+
+def is_finished(root: Path, sequence: Sequence) -> bool:
+    return part_file(root, sequence).is_file() and all((root / path).is_file() for path in
+                                                       read_json(part_file(root, sequence))["files"])
+
+
+def part_file(root: Path, sequence: Sequence) -> Path:
+    """Where the annotations of a sequence wait for the others."""
+    return root / "annotations" / sequence.split / "sequences" / f"Capture{sequence.capture}_{sequence.name}.json"
+
+
+# ---------------------------------------------------------------- rendering
+
+def _render_all(root: Path, settings: Settings, todo: list[Sequence], workers: int) -> Iterator[int]:
+    """Render sequences, giving the number of images of each as it is finished."""
+    jobs = [(root, settings, sequence) for sequence in todo]
+    if workers <= 1 or len(jobs) <= 1:
+        with _one_thread():
+            yield from map(render_sequence, jobs)
+        return
+    # Fresh processes: forking a process that has used torch's threads can hang.
+    context = multiprocessing.get_context("spawn")
+    with _one_thread(), context.Pool(min(workers, len(jobs)), initializer=_start_worker) as pool:
+        yield from pool.imap_unordered(render_sequence, jobs)
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)    # Ctrl-C goes to all processes; the parent ends the others
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread in this process, and in processes started meanwhile: sums then come out the same everywhere."""
+    threads, variables = torch.get_num_threads(), {name: os.environ.get(name) for name in _THREAD_VARIABLES}
+    torch.set_num_threads(1)
+    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        for name, value in variables.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def render_sequence(job: tuple[Path, Settings, Sequence]) -> int:
+    """Render one sequence and write its part of the annotations: the number of its images."""
+    root, settings, sequence = job
+    hands, detail = _hand_set()
+    capture = _capture(settings, sequence.split, sequence.capture)
+    part: dict[str, Any] = {"files": [], "pictures": [], "joints": {}, "mano": {}, "interactions": {}}
+    for frame, count, step in zip(sequence.frames, sequence.images,
+                                  pose_sequence(settings, sequence, capture, hands), strict=True):
+        _add_step(part, sequence, frame, step, capture, hands)
+        joints = hands.joints(step.vertices)
+        scene = light_scene(step.posed_hands(), capture.person, capture.place.lights, hands.surface, detail.bump)
+        rng = stream(settings, sequence.split, sequence.capture, Purpose.PICTURE, frame)
+        for camera in choose_cameras(capture.cameras, scene, joints, step, count, rng):
+            picture = render(scene, capture.torso, capture.person, capture.place, camera, rng)
+            name = f"Capture{sequence.capture}/{sequence.name}/cam{camera.name}/image{frame}.jpg"
+            _write_jpeg(root / "images" / sequence.split / name, picture, int(rng.integers(75, 96)))
+            part["files"].append(f"images/{sequence.split}/{name}")
+            part["pictures"].append(image_entry(name, sequence.name, sequence.capture, frame, camera, step,
+                                                camera.project(joints)))
+    write_json(part_file(root, sequence), part)
+    return len(part["files"])
+
+
+def pose_sequence(settings: Settings, sequence: Sequence, capture: Capture, hands: HandSet) -> list[Step]:
+    rngs = [stream(settings, sequence.split, sequence.capture, Purpose.POSE, frame) for frame in sequence.frames]
+    if sequence.kind in FAMILY_SHARES:
+        return pose_pairs(sequence.kind, hands, capture.proxies, capture.person.shape, rngs)
+    hand = Hand[sequence.kind.upper()]
+    return [pose_single(hand, hands, capture.person.shape, rng) for rng in rngs]
+
+
+def choose_cameras(cameras: list[Camera], scene: LitScene, joints: np.ndarray, step: Step, count: int,
+                   rng: np.random.Generator) -> list[Camera]:
+    """`count` random cameras; those that see the hands whole before others.  joints: (2, 21, 3)."""
+    needed = _WELL_SEEN * len(step.present) * joints.shape[1]
+    good, others = [], []
+    for k in rng.permutation(len(cameras)):
+        camera = cameras[k]
+        inside = visible_joints(camera.project(joints), camera, step.present).sum() >= needed
+        (good if inside and unhidden_share(scene, camera) > _UNHIDDEN else others).append(camera)
+        if len(good) == count:
+            break
+    return (good + others)[:count]
+
+
+def _add_step(part: dict[str, Any], sequence: Sequence, frame: int, step: Step, capture: Capture,
+              hands: HandSet) -> None:
+    """The annotations of a time step that do not depend on a camera."""
+    joints_world = hands.joints(step.vertices) @ capture.rotation.T + capture.translation
+    part["joints"][str(frame)] = joint_entry(joints_world, step)
+    part["mano"][str(frame)] = mano_entry(step, hands, capture.person.shape, capture.rotation, capture.translation)
+    if step.interaction is not None:
+        part["interactions"][str(frame)] = {"family": sequence.kind, **step.interaction._asdict()}
+
+
+def _write_jpeg(path: Path, picture: np.ndarray, quality: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _, encoded = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    write_atomically(path, encoded.tobytes())
+
+
+@lru_cache(maxsize=1)
+def _hand_set() -> tuple[HandSet, SkinDetail]:
+    hands = build_hand_set(load_hand_model("builtin"))
+    mid = hands.surface.mid_from_coarse @ hands.model.template[Hand.RIGHT].numpy()
+    return hands, load_skin_detail(hands.surface.fine_from_mid @ mid)
+
+
+@lru_cache(maxsize=2)
+def _capture(settings: Settings, split: str, number: int) -> Capture:
+    hands, detail = _hand_set()
+    rng = stream(settings, split, number, Purpose.CAPTURE)
+    person, place = sample_person(detail, rng), sample_surroundings(rng)
+    cameras = sample_cameras(CAMERAS_PER_CAPTURE, rng)
+    rotation = Rotation.random(rng=rng).as_matrix()
+    translation = rng.normal(0, 0.3, 3)
+    torso = light_torso(person, place.lights) if place.has_torso else None
+    return Capture(person, build_proxies(hands.model, hands.rig, person.shape), place, torso, cameras, rotation,
+                   translation)
+
+
+# ---------------------------------------------------------------- joining
+
+def _join_parts(root: Path, settings: Settings, model: HandModel,
+                sequences: list[Sequence]) -> dict[str, dict[str, Any]]:
+    """Write the annotation files from the parts; gives the interaction records."""
+    write_json(root / HAND_MODEL_FILE, model.identity)
+    write_atomically(root / "annotations" / "skeleton.txt", skeleton_text().encode())
+    interactions = {}
+    for split in SPLITS:
+        of_split = [sequence for sequence in sequences if sequence.split == split]
+        tables, interactions[split] = _tables(root, settings, of_split)
+        write_json(root / "annotations" / split / "interaction.json", interactions[split])
+        for kind in reversed(_KINDS):               # readers look for `data`: it comes last
+            write_json(annotation_file(root, split, kind), tables[kind])
+    return interactions
+
+
+def _tables(root: Path, settings: Settings,
+            sequences: list[Sequence]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """The content of a split's annotation files, and its interaction records."""
+    tables: dict[str, dict[str, Any]] = {kind: {} for kind in _KINDS}
+    tables["data"] = {"images": [], "annotations": []}
+    interactions: dict[str, Any] = {}
+    for sequence in sequences:
+        part, capture = read_json(part_file(root, sequence)), str(sequence.capture)
+        for picture in part["pictures"]:
+            number = len(tables["data"]["images"])
+            tables["data"]["images"].append({"id": number, **picture["image"]})
+            tables["data"]["annotations"].append({"id": number, "image_id": number, **picture["annotation"]})
+        tables["joint_3d"].setdefault(capture, {}).update(part["joints"])
+        tables["MANO_NeuralAnnot"].setdefault(capture, {}).update(part["mano"])
+        interactions.setdefault(capture, {}).update(part["interactions"])
+        if capture not in tables["camera"]:
+            tables["camera"][capture] = _camera_table(settings, sequence)
+    return tables, interactions
+
+
+def _camera_table(settings: Settings, sequence: Sequence) -> dict[str, Any]:
+    capture = _capture(settings, sequence.split, sequence.capture)
+    return camera_entry([camera.moved(capture.rotation, capture.translation) for camera in capture.cameras])
