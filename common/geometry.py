@@ -97,7 +97,7 @@ def inside_cells(joints_cells: Tensor) -> Tensor:
     return ((joints_cells >= 0) & (joints_cells < HEATMAP_CELLS)).all(dim=-1)
 
 
-# ---------------------------------------------------------------- boxes and crops (numpy)
+# ---------------------------------------------------------------- boxes and crops, in numpy
 
 class SquareBox(NamedTuple):
     """A square in image pixels: centre (2,) and side. It may leave the image; it is never clamped."""

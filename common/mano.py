@@ -108,7 +108,7 @@ class ManoLayer(nn.Module):
 
     def forward(self, params: ManoParams) -> Tensor:
         """Vertices (B, 2, 778, 3), metres, in the model's own frame: the hand turns about its resting wrist."""
-        from smplx.lbs import lbs   # imported here so that reading data or scoring files does not need smplx
+        from smplx.lbs import lbs  # imported here so that reading data or scoring files does not need smplx
 
         with torch.autocast(params.shape.device.type, enabled=False):
             meshes = [

@@ -22,7 +22,7 @@ from common.mano import load_hand_model  # noqa: E402
 from data import build_reader  # noqa: E402
 from main.config import Config, load_config  # noqa: E402
 
-FRAMES = 1500
+FRAMES = 1600
 NUM_PHOTOS = 12
 
 
@@ -38,7 +38,7 @@ def main() -> int:
 
     steps = {
         "render": ["tool/make_synthetic.py", "--out", ROOT / config.data.root, "--frames", args.frames, "--seed", 0],
-        "train": ["main/train.py", "--config", args.config, *gpu],
+        "train": ["main/train.py", "--config", args.config, *precision(), *gpu],
         "test": ["main/test.py", "--test_epoch", epoch, "--output", output, *gpu],
         "demo": ["main/demo.py", "--checkpoint", snapshot_path(output / "model_dump", epoch), "--input",
                  output / "photos", "--boxes", output / "photos" / "boxes.json", "--output", output / "demo",
@@ -60,6 +60,13 @@ def main() -> int:
             return code
     print_summary(output, minutes)
     return 0
+
+
+def precision() -> list[str]:
+    """Train in bfloat16 where the CPU computes in it; elsewhere it would be emulated and slow."""
+    cpu = Path("/proc/cpuinfo")
+    flags = set(cpu.read_text().split()) if cpu.is_file() else set()
+    return ["--set", "train.precision=bfloat16"] if flags & {"avx512_bf16", "amx_bf16"} else []
 
 
 def choose_photos(config: Config, folder: Path) -> None:
