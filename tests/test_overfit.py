@@ -1,0 +1,46 @@
+"""The whole path learns: eight rendered pictures, by heart."""
+
+from dataclasses import asdict
+
+import pytest
+import torch
+from torch.utils.data import default_collate
+
+from common.losses import TwoHandLoss
+from common.metrics import PROTOCOLS, mesh_errors, summarise
+from common.nets.lgnet import build_lgnet
+from data import build_reader
+from data.dataset import TwoHandDataset
+from data.synthetic.generate import generate
+from data.synthetic.plan import Settings
+from main.config import load_config
+
+STEPS = 400
+
+
+@pytest.mark.slow
+def test_eight_fixed_samples_are_learned_to_less_than_five_millimetres(hand_model, tmp_path):
+    generate(tmp_path, Settings(frames=12, seed=0, interacting=1.0), workers=1)
+    reader = build_reader("InterHand26M", root=tmp_path, split="train", hand_model=hand_model,
+                          hand_types="interacting", box_source="vertices")
+    dataset = TwoHandDataset(reader, size=64, box_ratio=0.8)
+    batch = default_collate([dataset[0, index] for index in range(8)])
+
+    torch.manual_seed(0)
+    config = load_config("quickstart", ["model.input_size=64"])
+    model = build_lgnet(hand_model, depth_range=config.data.depth_range, **asdict(config.model))
+    loss = TwoHandLoss(hand_model.faces, input_size=64, depth_range=config.data.depth_range, refine_stage=True,
+                       **asdict(config.loss))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        loss(model(batch.image), batch.targets)["total"].backward()
+        optimizer.step()
+        schedule.step()
+
+    with torch.no_grad():
+        final = model.eval()(batch.image).final
+    errors = mesh_errors(PROTOCOLS["lgnet"], final.vertices, final.relative, batch.targets, batch.index,
+                         hand_model.regressor)
+    assert summarise(PROTOCOLS["lgnet"], errors)["mpjpe"] < 5.0
