@@ -56,7 +56,8 @@ class ModelConfig:
     """Keywords of `common.nets.lgnet.build_lgnet`; the paper's ablations are switches here."""
 
     backbone: Literal["resnet18", "resnet34", "resnet50"] = "resnet50"
-    pretrained: str = ""                    # "" scratch, "imagenet" torchvision's download, or a file
+    pretrained: str = ""                    # "" scratch, "imagenet" torchvision's download, or a file,
+                                            # relative to the repository or absolute
     input_size: int = 256
     channels: int = 512                     # c of the paper; 256 in LGNet-Light
     normalize_input: bool = True            # ImageNet mean and std, inside the model

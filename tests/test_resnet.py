@@ -36,8 +36,8 @@ def test_weights_come_from_a_file_and_the_log_says_so(tmp_path, caplog):
     torch.save(source.state_dict(), tmp_path / "weights.pth")
     with caplog.at_level(logging.INFO):
         net = ResNet("resnet18", str(tmp_path / "weights.pth"))
-    assert torch.equal(net.stem[0].weight, source.conv1.weight)
-    assert torch.equal(net.deep[-1].bn2.running_var, source.layer4[-1].bn2.running_var)
+    assert torch.equal(net.conv1.weight, source.conv1.weight)
+    assert torch.equal(net.layer4[-1].bn2.running_var, source.layer4[-1].bn2.running_var)
     assert "weights.pth" in caplog.text
 
 

@@ -46,7 +46,11 @@ def configured_loss(config: Config, hand_model: HandModel) -> TwoHandLoss:
 
 def configured_model(config: Config, hand_model: HandModel) -> LGNet:
     """The model (`common.nets.lgnet.LGNet`) before training."""
-    return build_lgnet(hand_model, depth_range=config.data.depth_range, **asdict(config.model))
+    pretrained = config.model.pretrained
+    if pretrained not in ("", "imagenet"):
+        pretrained = str(ROOT / pretrained)
+    return build_lgnet(hand_model, depth_range=config.data.depth_range,
+                       **asdict(replace(config.model, pretrained=pretrained)))
 
 
 def trained_model(config: Config, hand_model: HandModel, weights: dict[str, Tensor], where: str) -> LGNet:

@@ -37,14 +37,14 @@ class ResNet(nn.Module):
         net = import_torchvision().models.get_model(name)
         load_pretrained(net, name, pretrained)
         self.channels = ImageFeatures(net.conv1.out_channels, *(_out_channels(net.layer1), _out_channels(net.layer4)))
-        self.stem = nn.Sequential(net.conv1, net.bn1, net.relu)
-        self.layer1 = nn.Sequential(net.maxpool, *net.layer1)
-        self.deep = nn.Sequential(*net.layer2, *net.layer3, *net.layer4)
+        # torchvision's names: the state dict of this module is one of torchvision's without the classifier.
+        self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
+        self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
 
     def forward(self, image: Tensor) -> ImageFeatures:
-        stem = self.stem(image)
-        layer1 = self.layer1(stem)
-        return ImageFeatures(stem, layer1, self.deep(layer1))
+        stem = self.relu(self.bn1(self.conv1(image)))
+        layer1 = self.layer1(self.maxpool(stem))
+        return ImageFeatures(stem, layer1, self.layer4(self.layer3(self.layer2(layer1))))
 
 
 def _out_channels(layer: nn.Sequential) -> int:
