@@ -25,7 +25,7 @@ class HandModel:
     """The arrays of one parametric hand model, right and left."""
 
     name: str                   # "builtin" or "mano"
-    sha256: str                 # of the source files: stored with datasets and checkpoints
+    sha256: str                 # of the built-in file or of MANO's arrays: stored with datasets and checkpoints
     template: Tensor            # (2, 778, 3)
     shapedirs: Tensor           # (2, 778, 3, 10)
     posedirs: Tensor            # (2, 135, 2334)     applied to flatten(R_j − I), j = 1..15

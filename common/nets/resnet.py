@@ -4,7 +4,6 @@ Legend: B batch · S side of the input, divisible by 32.
 """
 
 import logging
-import pickle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,8 +98,11 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, ValueError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
-        raise UserError(f"model.pretrained is '{path}', which cannot be read: {str(error).splitlines()[0]}.") from None
+    except Exception as error:      # damaged or hostile bytes may raise anything
+        # What torch says before this is how to load the file without the protection.
+        reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip() or type(error).__name__
+        raise UserError(f"model.pretrained is '{path}', which cannot be read: {reason.splitlines()[0][:200]}.",
+                        "Give a torchvision state dict: a file of tensors and nothing else.") from None
     if not isinstance(state, dict):
         raise UserError(f"model.pretrained is '{path}', which holds {type(state).__name__} and not a state dict.")
     return state
