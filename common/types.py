@@ -28,10 +28,12 @@ class Targets(NamedTuple):
     wrist: Tensor           # (B, 2, 3)        camera frame
     relative: Tensor        # (B, 3)           left wrist − right wrist
     joints_crop: Tensor     # (B, 2, 21, 2)    projected joints, crop pixels
+    joints_annotated: Tensor    # (B, 2, 21, 3)    camera frame: the dataset's own (triangulated) joints, never G·mesh
     mano: ManoParams
 
     vertices_valid: Tensor  # (B, 2)           the hand has a mesh
     joints_valid: Tensor    # (B, 2, 21)       joints[...] is annotated
+    joints_annotated_valid: Tensor  # (B, 2, 21)   in the picture and in 3D; none for a hand without its wrist
     relative_valid: Tensor  # (B,)             both wrists are annotated
     mano_valid: Tensor      # (B, 2)           the hand has model parameters
 
@@ -43,6 +45,7 @@ class TwoHandBatch(NamedTuple):
     targets: Targets
     camera_crop: Tensor     # (B, 3, 3)        intrinsics from the camera frame to crop pixels
     index: Tensor           # (B,)             position in the reader: joins predictions to samples
+    fault: Tensor           # (B,) int64       0, or the code of a data.checks.Reason: then all masks are 0
 
 
 Sample = TwoHandBatch       # one sample, without the batch axis

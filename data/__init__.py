@@ -4,16 +4,16 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.mano import HandModel
-from data.InterHand26M.annotations import HandTypes
-from data.InterHand26M.reader import BoxSource, InterHand26M
-from data.schema import Reader
+from data.HIC.reader import HIC
+from data.InterHand26M.reader import InterHand26M
+from data.schema import BoxSource, Filter, Reader
 
-READERS: dict[str, type[Reader]] = {"InterHand26M": InterHand26M}
+READERS: dict[str, type[Reader]] = {"InterHand26M": InterHand26M, "HIC": HIC}
 
 
-def build_reader(name: str, *, root: str | Path, split: str, hand_model: HandModel, hand_types: HandTypes,
+def build_reader(name: str, *, root: str | Path, split: str, hand_model: HandModel, filter: Filter,
                  box_source: BoxSource) -> Reader:
     """The reader called `name`; UserError for a name that is not in `READERS`."""
     if name not in READERS:
         raise UserError(f"There is no dataset '{name}'.", f"It must be one of: {', '.join(READERS)}.")
-    return READERS[name](root, split, hand_model, hand_types, box_source)
+    return READERS[name](root, split, hand_model, filter, box_source)

@@ -13,7 +13,16 @@ import torch
 from torch import Tensor
 
 from common.geometry import crop_affine, rotation_about_z, square_box
-from common.hands import WRIST, Hand, mirror_points, mirror_rotations
+from common.hands import (
+    NUM_JOINTS,
+    NUM_MODEL_JOINTS,
+    NUM_SHAPE,
+    NUM_VERTICES,
+    WRIST,
+    Hand,
+    mirror_points,
+    mirror_rotations,
+)
 from common.types import ManoParams, Sample, Targets
 from data.schema import Record
 
@@ -66,7 +75,27 @@ def make_sample(record: Record, image: np.ndarray, index: int, *, size: int, box
         targets=_targets(rotate_record(record, turn), camera_crop),
         camera_crop=_float32(camera_crop),
         index=torch.tensor(index),
+        fault=torch.tensor(0),
     )
+
+
+def empty_sample(index: int, fault: int, size: int) -> Sample:
+    """What stands for a sample that cannot be used: a black picture of which nothing is annotated.
+
+    fault: the code of a `data.checks.Reason`.  size: side of the crop, pixels.
+    """
+    def none(*shape: int) -> Tensor:
+        return torch.zeros(shape)
+
+    targets = Targets(
+        vertices=none(2, NUM_VERTICES, 3), joints=none(2, NUM_JOINTS, 3),
+        wrist=torch.tensor([[0.0, 0.0, 1.0]] * 2),      # at 0 its projection would not be finite
+        relative=none(3), joints_crop=none(2, NUM_JOINTS, 2), joints_annotated=none(2, NUM_JOINTS, 3),
+        mano=ManoParams(torch.eye(3).repeat(2, NUM_MODEL_JOINTS, 1, 1), none(2, NUM_SHAPE)),
+        vertices_valid=none(2), joints_valid=none(2, NUM_JOINTS), joints_annotated_valid=none(2, NUM_JOINTS),
+        relative_valid=none(), mano_valid=none(2),
+    )
+    return Sample(none(3, size, size), targets, torch.eye(3), torch.tensor(index), torch.tensor(fault))
 
 
 def mirror_record(record: Record) -> Record:
@@ -80,11 +109,12 @@ def mirror_record(record: Record) -> Record:
     box = record.box_px.copy()
     box[:, 0] = width - 1 - box[::-1, 0]
     swapped = {key: getattr(record, key)[::-1].copy()
-               for key in ("shape", "vertices_valid", "joints_valid", "mano_valid")}
+               for key in ("shape", "vertices_valid", "joints_valid", "joints_annotated_valid", "mano_valid")}
     return record._replace(
         camera=camera, box_px=box, **swapped,
         vertices_cam=mirror_points(torch.from_numpy(record.vertices_cam)).numpy(),
         joints_cam=mirror_points(torch.from_numpy(record.joints_cam)).numpy(),
+        joints_annotated_cam=mirror_points(torch.from_numpy(record.joints_annotated_cam)).numpy(),
         rotations=mirror_rotations(torch.from_numpy(record.rotations)).flip(0).numpy(),
     )
 
@@ -93,8 +123,8 @@ def rotate_record(record: Record, rotation: np.ndarray) -> Record:
     """The camera-frame points and root rotations of a frame, turned about the camera; the rest is unchanged."""
     rotations = record.rotations.copy()
     rotations[:, 0] = rotation @ rotations[:, 0]
-    return record._replace(vertices_cam=record.vertices_cam @ rotation.T, joints_cam=record.joints_cam @ rotation.T,
-                           rotations=rotations)
+    turned = {key: getattr(record, key) @ rotation.T for key in ("vertices_cam", "joints_cam", "joints_annotated_cam")}
+    return record._replace(**turned, rotations=rotations)
 
 
 def _crop_image(image: np.ndarray, crop_from_image: np.ndarray, size: int, color: tuple[float, ...]) -> Tensor:
@@ -117,9 +147,11 @@ def _targets(record: Record, camera_crop: np.ndarray) -> Targets:
         wrist=_float32(wrist),
         relative=_float32((wrist[Hand.LEFT] - wrist[Hand.RIGHT]) * has_both),
         joints_crop=_float32(homogeneous[..., :2] / homogeneous[..., 2:] * valid),
+        joints_annotated=_float32(record.joints_annotated_cam * record.joints_annotated_valid[..., None]),
         mano=ManoParams(_float32(record.rotations), _float32(record.shape)),
         vertices_valid=_float32(record.vertices_valid),
         joints_valid=_float32(record.joints_valid),
+        joints_annotated_valid=_float32(record.joints_annotated_valid),
         relative_valid=torch.tensor(float(has_both)),
         mano_valid=_float32(record.mano_valid),
     )

@@ -14,12 +14,14 @@ from torch.utils.data import Dataset, Sampler
 from common.errors import UserError
 from common.hands import NUM_JOINTS, WRIST
 from common.types import Sample
-from data.augment import AugmentRanges, View, draw_view, make_sample
+from data.augment import AugmentRanges, View, draw_view, empty_sample, make_sample
+from data.checks import BadSample, Reason, check_record
+from data.images import is_black, read_rgb
 from data.schema import Reader, Record
 
 
 class TwoHandDataset(Dataset):
-    """Samples of a reader, indexed by (epoch, index).
+    """Samples of a reader, indexed by (epoch, index). One that cannot be used comes empty, with its fault.
 
     size: side of the crop, pixels.  box_ratio: share of the crop that the hands fill.
     augment: None for evaluation; then the epoch and the seed change nothing.
@@ -40,8 +42,11 @@ class TwoHandDataset(Dataset):
         view = View()
         if self.augment is not None:
             view = draw_view(self.augment, np.random.default_rng((self.seed, epoch, index)))
-        record = self.reader.read(index)
-        return make_sample(record, read_image(record), index, size=self.size, box_ratio=self.box_ratio, view=view)
+        try:
+            record, image = read_frame(self.reader, index)
+        except BadSample as bad:
+            return empty_sample(index, bad.reason.code, self.size)
+        return make_sample(record, image, index, size=self.size, box_ratio=self.box_ratio, view=view)
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -72,32 +77,37 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return ((self.epoch, index) for index in mine.tolist())
 
 
-def read_image(record: Record) -> np.ndarray:
-    """The stored picture, (H, W, 3) uint8 BGR; labels are in stored pixels, so no orientation tag is followed."""
+def read_frame(reader: Reader, index: int) -> tuple[Record, np.ndarray]:
+    """A record and its stored picture, (H, W, 3) uint8 BGR. Raises BadSample if either cannot be used."""
+    record = read_record(reader, index)
+    image = read_rgb(record.image_path, upright=False, size=record.image_size)
+    if is_black(image):
+        raise BadSample(Reason.IMAGE_BLACK, "it shows nothing: every part of it is dark")
+    return record, cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+
+
+def read_record(reader: Reader, index: int) -> Record:
+    """A record whose labels can be right; no picture is read. Raises BadSample."""
     try:
-        data = np.fromfile(record.image_path, dtype=np.uint8)
-    except OSError as error:
-        raise UserError(f"The image {record.image_path} cannot be read: {error.strerror}.",
-                        "Unpack the image archive again.") from None
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if data.size else None
-    if image is None:
-        raise UserError(f"The image {record.image_path} is damaged.", "Unpack the image archive again.")
-    height, width = image.shape[:2]
-    if (width, height) != record.image_size:
-        expected = "×".join(map(str, record.image_size))
-        raise UserError(f"The image {record.image_path} has {width}×{height} pixels; its annotation says {expected}.",
-                        "Use images and annotations of the same release.")
-    return image
+        with np.errstate(all="ignore"):     # what is not finite is found below
+            record = reader.read(index)
+    except UserError as error:
+        raise BadSample(Reason.LABELS_UNREADABLE, error.message) from None
+    check_record(record)
+    return record
 
 
 def mean_joints(reader: Reader, limit: int = 10_000) -> torch.Tensor:
     """Mean wrist-relative joints (2, 21, 3) float64 of at most `limit` records spread evenly over the reader.
 
-    No picture is read. Joints that no record annotates are 0.
+    No picture is read, and records that cannot be right are left out. Joints that no record annotates are 0.
     """
     total, count = np.zeros((2, NUM_JOINTS, 3)), np.zeros((2, NUM_JOINTS, 1))
     for index in np.linspace(0, len(reader) - 1, min(limit, len(reader))).round().astype(int).tolist():
-        record = reader.read(index)
+        try:
+            record = read_record(reader, index)
+        except BadSample:
+            continue
         valid = record.joints_valid[..., None]
         total += (record.joints_cam - record.joints_cam[:, WRIST, None]) * valid
         count += valid

@@ -6,6 +6,8 @@ Unknown keys and values of the wrong type are refused with the key, the value an
 
 import dataclasses
 import difflib
+import json
+import os
 import types
 import typing
 from dataclasses import dataclass, field
@@ -43,12 +45,17 @@ class DataConfig:
     testset: str = "InterHand26M"
     train_split: str = "train"
     test_split: str = "test"
-    hand_types: Literal["interacting", "all"] = "interacting"
+    filter: Literal["ih_hm", "human", "all"] = "ih_hm"      # see data.schema.Filter
     box_source: Literal["vertices", "joints", "json"] = "vertices"
     box_ratio: float = 0.8                  # the hands fill this share of the crop
     depth_range: float = 0.4                # metres covered by the 8 depth cells of the 2.5D joints
     workers: int = 4                        # loader processes for each training process
+    max_bad_fraction: float = 0.001         # of the training samples may be unusable before the run stops
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise UserError(f"data.max_bad_fraction is {self.max_bad_fraction}.", "It must lie between 0 and 1.")
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,15 @@ class TrainConfig:
 @dataclass(frozen=True)
 class TestConfig:
     batch_size: int = 32
-    protocol: str = "lgnet"                 # whose numbers are printed; see common.metrics.PROTOCOLS
+    protocol: str = "lgnet"                 # whose numbers are printed and drawn; see common.metrics.PROTOCOLS
+    pck_exclude_root: bool = False          # leave the aligned joint out of PCK and AUC
+    pck_strict: bool = False                # PCK counts errors below the threshold, not those equal to it
+    bins: tuple[float, ...] = ()            # edges for the asymmetry; empty: six bins with equally many samples
+
+    def __post_init__(self) -> None:
+        rising = all(low < high for low, high in zip(self.bins, self.bins[1:], strict=False))
+        if len(self.bins) == 1 or not rising:
+            raise UserError(f"test.bins is {list(self.bins)}.", "It must be two or more edges in rising order.")
 
 
 @dataclass(frozen=True)
@@ -148,6 +163,14 @@ def changed_config(config: Config, overrides: list[str]) -> Config:
     for override in overrides:
         _apply_override(values, override)
     return config_from_dict(values)
+
+
+def mano_overrides(folder: str | None) -> list[str]:
+    """The `a.b=c` overrides that `--mano FOLDER` stands for; the folder is relative to the working directory."""
+    if folder is None:
+        return []
+    path = os.path.abspath(os.path.expanduser(folder))
+    return ["hand_model.name=mano", f"hand_model.path={json.dumps(path)}"]     # quoted: a name such as 1e3 stays text
 
 
 def config_from_dict(values: dict[str, Any]) -> Config:

@@ -3,7 +3,9 @@
     python demo.py --test_epoch 29 --input FOLDER_OR_IMAGE --output DIR [--boxes FILE.json] [--gpu 0]
 
 For each picture: overlay/NAME.png, side/NAME.png, panel/NAME.png (both beside the photograph),
-meshes/NAME_{right,left}.obj and params/NAME_{right,left}.json. Exit code 4: some pictures could not be used.
+meshes/NAME_{right,left}.obj and params/NAME_{right,left}.json. One line for each picture tells what became of it.
+The folders of RGB2Hands and EgoHands are recognised and bring their own boxes. Exit code 4: some pictures could not
+be used.
 """
 
 import _bootstrap  # noqa: F401, I001   repository root on sys.path
@@ -24,18 +26,20 @@ from common.engine.launch import GPU_FORMS, Process, launch
 from common.errors import EXIT_OK, EXIT_SOME_FAILED, UserError, run_entry_point
 from common.mano import HandModel, check_same_model
 from common.nets.lgnet import LGNet
-from data.ImageFolder import ImageFolder, UnreadableImage, read_boxes
-from main.config import Config, changed_config, config_from_dict
+from data.checks import BadSample
+from data.ImageFolder import ImageFolder, read_boxes
+from main.config import Config, changed_config, config_from_dict, mano_overrides
 
 
 def demo(args: argparse.Namespace, process: Process) -> int:
     """Reconstruct this process's share of the pictures."""
+    sys.stdout.reconfigure(errors="backslashreplace")   # a name may have letters that the terminal has not
     boxes = read_boxes(args.boxes) if args.boxes else {}
     folder = ImageFolder(args.input, boxes)
     outputs = [result_files(args.output, name) for name in folder.names]
     prepare_output(args.output, outputs, args.overwrite)
-    network = load_network(args.checkpoint or snapshot_path(ROOT / "output" / "model_dump", args.test_epoch), args.set,
-                           process.device)
+    network = load_network(args.checkpoint or snapshot_path(ROOT / "output" / "model_dump", args.test_epoch),
+                           [*args.set, *mano_overrides(args.mano)], process.device)
     process.gather(None)        # nobody writes before everybody has looked at what exists
     box_ratio, size = network.config.data.box_ratio, network.config.model.input_size
     if process.is_main and folder.without_box:
@@ -44,15 +48,17 @@ def demo(args: argparse.Namespace, process: Process) -> int:
 
     failed = 0
     for index in tqdm(range(process.rank, len(folder), process.world_size), "demo", disable=not process.is_main):
+        label = folder.pictures[index].label
         try:
             photo = folder.read(index, box_ratio)
-        except UnreadableImage as error:
+        except BadSample as bad:
             failed += 1
-            tqdm.write(f"not used: {folder.files[index]}: {error}", file=sys.stderr)
+            tqdm.write(f"{label}: not used: {bad.detail}", file=sys.stderr)
             continue
         result = reconstruct(network.model, photo, size, process.device)
-        source = {"image": folder.files[index].name, "checkpoint_sha256": network.sha256}
+        source = {"image": label, "checkpoint_sha256": network.sha256}
         write_results(outputs[index], photo, result, network.hand_model, source)
+        tqdm.write(f"{label}: {folder.names[index]}")
 
     failed = sum(process.gather(failed))
     if process.is_main:
@@ -107,9 +113,11 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
     parser.add_argument("--boxes", type=Path, metavar="FILE",
                         help='JSON with tight boxes round both hands: {"file name": [x, y, width, height]} in pixels')
+    parser.add_argument("--mano", metavar="FOLDER",
+                        help="where the MANO files are, for a snapshot that was trained with them")
     parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
-                        help="change the configuration, for example hand_model.path=FOLDER")
+                        help="change the configuration, for example data.box_ratio=0.7")
     args = parser.parse_args()
     return launch(partial(demo, args), args.gpu)
 

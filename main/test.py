@@ -27,7 +27,7 @@ def test(output: Path, epoch: int, overrides: list[str], process: Process) -> in
     if not process.is_main:
         return EXIT_OK
     data = {"name": config.data.testset, "split": config.data.test_split, "root": Path(config.data.root).name,
-            "hand_types": config.data.hand_types, "box_source": config.data.box_source}
+            "filter": config.data.filter, "box_source": config.data.box_source}
     facts = {"data": data, "hand_model": snapshot.hand_model, "checkpoint_sha256": sha256, "epoch": epoch,
              "config": config_to_dict(config)}
     return report(scores, facts, output / "result")

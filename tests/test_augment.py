@@ -36,9 +36,10 @@ def make_record(model: HandModel, seed: int = 0) -> Record:
     joints = joint_regressor(model.regressor.double()).numpy() @ vertices
     pixels = project_by_hand(joints).reshape(-1, 2)
     return Record(
-        Path("frame.jpg"), (WIDTH, HEIGHT), CAMERA, vertices, joints,
+        Path("frame.jpg"), (WIDTH, HEIGHT), CAMERA, vertices, joints, joints.copy(),
         Rotation.from_rotvec(pose.reshape(-1, 3)).as_matrix().reshape(2, 16, 3, 3), shape,
-        np.stack([pixels.min(0), pixels.max(0)]), np.ones(2, bool), np.ones((2, 21), bool), np.ones(2, bool))
+        np.stack([pixels.min(0), pixels.max(0)]), np.ones(2, bool), np.ones((2, 21), bool), np.ones((2, 21), bool),
+        np.ones(2, bool))
 
 
 def project_by_hand(points: np.ndarray) -> np.ndarray:

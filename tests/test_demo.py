@@ -1,6 +1,5 @@
 """The demo: any folder in, a report and files out."""
 
-import dataclasses
 import importlib
 import json
 import struct
@@ -11,17 +10,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 from PIL import Image
+from tiny_snapshot import save_tiny_snapshot
 
-from common.engine.checkpoint import Snapshot, save_snapshot
 from common.errors import EXIT_SOME_FAILED, UserError
 from common.geometry import SquareBox, crop_affine
 from common.mano import HandModel
-from common.nets.lgnet import build_lgnet
-from data.ImageFolder import ImageFolder, UnreadableImage, crop_image, read_boxes
-from data.ImageFolder.images import read_image, unique_names
-from main.config import Config, ModelConfig, config_to_dict
+from data.checks import BadSample
+from data.ImageFolder import ImageFolder, crop_image, read_boxes
+from data.ImageFolder.images import unique_names
+from data.images import read_rgb
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -63,7 +61,7 @@ def test_a_broken_picture_is_refused_with_its_reason(tmp_path: Path, name: str):
     make, reason = BROKEN[name]
     make(tmp_path / name)
     folder = ImageFolder(tmp_path, {})
-    with pytest.raises(UnreadableImage, match=reason):
+    with pytest.raises(BadSample, match=reason):
         folder.read(0, box_ratio=0.8)
 
 
@@ -74,7 +72,7 @@ def test_a_broken_picture_is_refused_with_its_reason(tmp_path: Path, name: str):
 def test_every_mode_becomes_rgb(tmp_path: Path, mode: str, suffix: str):
     stored = photo().convert("L").convert(mode)
     stored.save(tmp_path / f"a.{suffix}")
-    image = read_image(tmp_path / f"a.{suffix}")
+    image = read_rgb(tmp_path / f"a.{suffix}", upright=True)
     assert image.shape == (60, 90, 3) and image.dtype == np.uint8
     assert np.abs(image.astype(int) - np.asarray(stored.convert("RGB"))).mean() < 6
 
@@ -82,12 +80,12 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str, suffix: str):
 def test_sixteen_bits_keep_their_brightness(tmp_path: Path):
     values = np.linspace(0, 65535, 90 * 60).reshape(60, 90).astype(np.uint16)
     cv2.imwrite(str(tmp_path / "a.png"), values)
-    np.testing.assert_allclose(read_image(tmp_path / "a.png")[..., 0], values / 257, atol=1)
+    np.testing.assert_allclose(read_rgb(tmp_path / "a.png", upright=True)[..., 0], values / 257, atol=1)
 
 
 def test_transparent_pixels_are_white(tmp_path: Path):
     Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "a.png")
-    assert (read_image(tmp_path / "a.png") == 255).all()
+    assert (read_rgb(tmp_path / "a.png", upright=True) == 255).all()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -101,7 +99,7 @@ def test_the_camera_s_orientation_tag_is_followed(tmp_path: Path, orientation: i
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored.save(tmp_path / "a.png", exif=exif)
-    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.asarray(upright))
+    np.testing.assert_array_equal(read_rgb(tmp_path / "a.png", upright=True), np.asarray(upright))
 
 
 def test_fifty_randomly_damaged_jpegs_give_an_image_or_a_reason(tmp_path: Path):
@@ -114,25 +112,18 @@ def test_fifty_randomly_damaged_jpegs_give_an_image_or_a_reason(tmp_path: Path):
             damaged[place] = rng.integers(256)
         (tmp_path / "bad.jpg").write_bytes(bytes(damaged))
         try:
-            assert read_image(tmp_path / "bad.jpg").dtype == np.uint8
-        except UnreadableImage as reason:
+            assert read_rgb(tmp_path / "bad.jpg", upright=True).dtype == np.uint8
+        except BadSample as reason:
             assert str(reason)
 
 
 # ---------------------------------------------------------------- folders and boxes
 
 def test_repeated_stems_get_names_of_their_own():
-    files = [Path(name) for name in ("a.jpg", "a.png", "A.bmp", "b.jpg", "a_jpg.png")]
-    names = unique_names(files)
-    assert len({name.casefold() for name in names}) == len(files)
+    pictures = ["a.jpg", "a.png", "A.bmp", "b.jpg", "a_jpg.png", "seq/7.png", "seq_7.jpg"]
+    names = unique_names(pictures)
+    assert len({name.casefold() for name in names}) == len(pictures)
     assert names[3] == "b" and names[4] == "a_jpg"
-
-
-def test_only_pictures_of_the_folder_itself_are_taken(tmp_path: Path):
-    (tmp_path / "sub.jpg").mkdir()
-    for name in ("b.JPG", "a.png", "notes.txt", "boxes.json"):
-        (tmp_path / name).write_bytes(b"x")
-    assert [file.name for file in ImageFolder(tmp_path, {}).files] == ["a.png", "b.JPG"]
 
 
 @pytest.mark.parametrize("name", ["", "missing"])
@@ -148,7 +139,7 @@ def test_a_box_fills_the_crop_and_no_box_takes_the_picture_whole(tmp_path: Path)
     boxed, whole = folder.read(0, box_ratio=0.8), folder.read(1, box_ratio=0.8)
     assert boxed.square.side == pytest.approx(50) and boxed.square.center.tolist() == [30, 35]
     assert whole.square.side == 90 and whole.square.center.tolist() == [44.5, 29.5]
-    assert [file.name for file in folder.without_box] == ["b.png"]
+    assert [picture.name for picture in folder.without_box] == ["b.png"]
 
 
 def test_boxes_that_fit_no_picture_are_an_error(tmp_path: Path):
@@ -159,7 +150,7 @@ def test_boxes_that_fit_no_picture_are_an_error(tmp_path: Path):
 
 def test_a_box_outside_the_picture_fails_that_picture_only(tmp_path: Path):
     photo().save(tmp_path / "a.png")
-    with pytest.raises(UnreadableImage, match="outside"):
+    with pytest.raises(BadSample, match="outside"):
         ImageFolder(tmp_path, {"a.png": (90, 0, 5, 5)}).read(0, box_ratio=0.8)
 
 
@@ -190,13 +181,8 @@ def test_a_crop_shows_the_box_at_any_size(side: float):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory, hand_model: HandModel) -> Path:
-    """A tiny untrained LGNet."""
-    config = Config(model=ModelConfig(backbone="resnet18", input_size=64, channels=16, lgfa="prenorm"))
-    torch.manual_seed(0)
-    model = build_lgnet(hand_model, depth_range=config.data.depth_range, **dataclasses.asdict(config.model))
     path = tmp_path_factory.mktemp("run") / "snapshot_0.pth.tar"
-    save_snapshot(Snapshot(model.state_dict(), {}, [], 0, 1, 0, config_to_dict(config), hand_model.identity,
-                           torch.zeros(2, 21, 3), "any", 1), path)
+    save_tiny_snapshot(path, hand_model)
     return path
 
 
@@ -233,7 +219,7 @@ def test_every_picture_gets_all_its_files(run_demo, pictures: Path, tmp_path: Pa
 
     params = json.loads((output / "params" / "wide_left.json").read_text())
     assert params["box"] == [10, 10, 50, 40] and params["image"] == "wide.jpg"
-    assert read_image(output / "overlay" / "wide.png").shape == (60, 90, 3)
+    assert read_rgb(output / "overlay" / "wide.png", upright=True).shape == (60, 90, 3)
 
 
 def test_one_picture_may_be_given_instead_of_a_folder(run_demo, pictures: Path, tmp_path: Path):
@@ -245,8 +231,28 @@ def test_unreadable_pictures_are_named_and_the_others_done(run_demo, pictures: P
     (pictures / "broken.jpg").write_text("not a picture")
     assert run_demo("--input", pictures, "--output", tmp_path / "out") == EXIT_SOME_FAILED
     text = capsys.readouterr()
-    assert "broken.jpg: it is not an image" in text.err and "2 of 3 pictures" in text.out
+    assert "broken.jpg: not used: it is not an image" in text.err and "2 of 3 pictures" in text.out
     assert (tmp_path / "out" / "panel" / "wide.png").is_file()
+
+
+def test_every_picture_of_a_data_set_gets_a_line_and_its_own_box(run_demo, tmp_path: Path, capsys):
+    source = tmp_path / "RGB2HANDS_Benchmark" / "seq01_crossed"
+    for folder in ("color", "annotation/annot2D_color"):
+        (source / folder).mkdir(parents=True)
+    for frame in (9, 10):
+        photo(frame).save(source / "color" / f"{frame}_color.png")
+    (source / "color" / "11_color.png").write_bytes(b"")
+    (source / "annotation" / "annot2D_color" / "9_color2.5D.txt").write_text("20 10\n60 50\n0 0\n")
+
+    code = run_demo("--input", source.parent, "--output", tmp_path / "out")
+    text = capsys.readouterr()
+    assert code == EXIT_SOME_FAILED
+    assert text.out.splitlines() == [
+        "seq01_crossed/9_color.png: seq01_crossed_9_color", "seq01_crossed/10_color.png: seq01_crossed_10_color",
+        f"2 of 3 pictures reconstructed in {tmp_path / 'out'}."]
+    assert "seq01_crossed/11_color.png: not used: it is empty" in text.err
+    params = json.loads((tmp_path / "out" / "params" / "seq01_crossed_9_color_right.json").read_text())
+    assert params["box"] == [20, 10, 40, 40] and params["image"] == "seq01_crossed/9_color.png"
 
 
 def test_results_are_replaced_only_on_request(run_demo, pictures: Path, tmp_path: Path):
@@ -258,7 +264,7 @@ def test_results_are_replaced_only_on_request(run_demo, pictures: Path, tmp_path
         run_demo(*words)
     assert written.read_text() == "mine"
     assert run_demo(*words, "--overwrite") == 0
-    assert read_image(written).shape[2] == 3
+    assert read_rgb(written, upright=True).shape[2] == 3
 
 
 def test_the_warning_about_missing_boxes_is_given_once(run_demo, pictures: Path, tmp_path: Path, capsys):

@@ -2,14 +2,20 @@
 
 import builtins
 import logging
+import subprocess
+import sys
 import urllib.error
 
 import pytest
 import torch
+from tiny_snapshot import save_tiny_snapshot
 
+from common.engine.build import ROOT, configured_model
+from common.engine.checkpoint import load_snapshot
 from common.errors import UserError
 from common.nets.resnet import ResNet
 from common.nets.torchvision_import import import_torchvision
+from main.config import load_config
 
 
 @pytest.mark.parametrize(("name", "channels"), [("resnet18", (64, 64, 512)), ("resnet50", (64, 256, 2048))])
@@ -88,3 +94,23 @@ def test_only_the_known_import_failure_is_worked_around(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", broken)
     with pytest.raises(RuntimeError, match="roi_align"):
         import_torchvision()
+
+
+def test_the_shipped_backbone_is_what_the_quickstart_starts_from(hand_model, caplog):
+    config = load_config("quickstart")
+    shipped = torch.load(ROOT / config.model.pretrained, weights_only=True)
+    with caplog.at_level(logging.INFO):
+        state = configured_model(config, hand_model).backbone.state_dict()
+    assert state.keys() == shipped.keys()
+    assert all(torch.equal(state[name], value.to(state[name].dtype)) for name, value in shipped.items())
+    assert config.model.pretrained in caplog.text
+
+
+def test_an_exported_backbone_is_that_of_the_snapshot(hand_model, tmp_path):
+    save_tiny_snapshot(tmp_path / "snapshot_0.pth.tar", hand_model)
+    subprocess.run([sys.executable, ROOT / "tool" / "export_backbone.py", tmp_path / "snapshot_0.pth.tar",
+                    tmp_path / "backbone.pth"], check=True, capture_output=True)
+    weights = load_snapshot(tmp_path / "snapshot_0.pth.tar")[0].model
+    state = ResNet("resnet18", str(tmp_path / "backbone.pth")).state_dict()
+    for name, value in state.items():
+        torch.testing.assert_close(value, weights[f"backbone.{name}"], rtol=1e-3, atol=1e-4)

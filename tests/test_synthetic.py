@@ -52,7 +52,9 @@ def load(root, split, kind):
 
 
 def files(root):
-    return {path.relative_to(root): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+    """What was rendered: not the index that readers leave beside the annotations."""
+    return {path.relative_to(root): path.read_bytes() for path in sorted(root.rglob("*"))
+            if path.is_file() and "index" not in path.parts}
 
 
 def joined(root, split):

@@ -50,8 +50,10 @@ def random_targets(hand_model: HandModel, batch: int, seed: int = 0, size: int =
     return Targets(
         vertices=vertices, joints=joints, wrist=camera.wrist, relative=camera.wrist[:, 1] - camera.wrist[:, 0],
         joints_crop=project(joints + camera.wrist[:, :, None], camera.camera_crop[:, None]),
+        joints_annotated=joints + camera.wrist[:, :, None],
         mano=ManoParams(torch.eye(3).expand(batch, 2, 16, 3, 3), torch.randn(batch, 2, 10, generator=generator)),
         vertices_valid=torch.ones(batch, 2), joints_valid=torch.ones(batch, 2, 21),
+        joints_annotated_valid=torch.ones(batch, 2, 21),
         relative_valid=torch.ones(batch), mano_valid=torch.ones(batch, 2),
     )
 

@@ -52,7 +52,7 @@ def toy_dataset(root: Path, hand_model: HandModel, *, augment: bool = True) -> T
     """Six interacting frames with both meshes."""
     if not root.exists():
         write_interhand(root, hand_model)
-    reader = build_reader("InterHand26M", root=root, split="train", hand_model=hand_model, hand_types="interacting",
+    reader = build_reader("InterHand26M", root=root, split="train", hand_model=hand_model, filter="ih_hm",
                           box_source="vertices")
     ranges = AugmentRanges(**asdict(AugmentConfig())) if augment else None
     return TwoHandDataset(reader, size=SIZE, box_ratio=0.8, augment=ranges)
@@ -64,11 +64,11 @@ def toy_loss(hand_model: HandModel) -> TwoHandLoss:
 
 
 def toy_trainer(dataset: TwoHandDataset, output: Path, *, model: nn.Module | None = None, workers: int = 0,
-                process: Process = CPU, **settings) -> Trainer:
+                process: Process = CPU, max_bad_fraction: float = 0.001, **settings) -> Trainer:
     """A trainer that starts from seed 0 whatever ran before it."""
     torch.manual_seed(0)
     hand_model = dataset.reader.hand_model
     facts = {"config": {}, "hand_model": hand_model.identity, "mean_joints": torch.zeros(2, NUM_JOINTS, 3)}
     settings = TrainConfig(**{"epochs": 3, "batch_size": 2, "lr": 1e-2, "lr_drops": (2,), **settings})
     return Trainer(model or ToyHands(), toy_loss(hand_model), dataset, settings=settings, workers=workers,
-                   process=process, output=output, facts=facts)
+                   max_bad_fraction=max_bad_fraction, process=process, output=output, facts=facts)

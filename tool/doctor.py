@@ -1,6 +1,6 @@
 """What is installed, which hand models, data and snapshots are found, and which device will be used.
 
-    python tool/doctor.py [--config lgnet]
+    python tool/doctor.py [--config lgnet] [--mano FOLDER]
 
 Ends with one line that says whether LGNet can run here: exit code 0 if so, else 5. Starts with any Python and any
 set of packages: what is missing is reported.
@@ -31,13 +31,15 @@ Report = Iterator[str]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="lgnet", help="whose data, hand model and output folder are looked for")
-    config = parser.parse_args().config
+    parser.add_argument("--mano", metavar="FOLDER", help="check the MANO files in FOLDER, which train.py --mano uses")
+    args = parser.parse_args()
+    config = args.config
     checks: dict[str, Callable[[], Report]] = {
         "Python": check_python,
         "Packages": check_packages,
         "Program": check_program,
         "Device": check_device,
-        "Hand models": lambda: check_hand_models(config),
+        "Hand models": lambda: check_hand_models(config, args.mano),
         "Data": lambda: check_data(config),
         "Snapshots": lambda: check_snapshots(config),
     }
@@ -112,10 +114,10 @@ def check_device() -> Report:
         yield f"no CUDA device: the CPU is used, with {torch.get_num_threads()} threads"
 
 
-def check_hand_models(config_name: str) -> Report:
-    from main.config import load_config
+def check_hand_models(config_name: str, mano: str | None) -> Report:
+    from main.config import load_config, mano_overrides
 
-    config = load_config(config_name)
+    config = load_config(config_name, mano_overrides(mano))
     for name, path in (("builtin", ""), ("mano", config.hand_model.path)):
         is_needed = name == config.hand_model.name
         try:
@@ -131,13 +133,16 @@ def _hand_model(name: str, path: str) -> str:
     import torch
 
     from common.mano import ManoLayer, load_hand_model
-    from common.mano_files import find_mano
+    from common.mano_files import find_mano, read_mano
     from common.types import ManoParams
 
     model = load_hand_model(name, path)
     ManoLayer(model)(ManoParams(torch.eye(3).expand(1, 2, 16, 3, 3), torch.zeros(1, 2, 10)))
-    where = f" in {find_mano(path)[0].parent}" if name == "mano" else ""
-    return f"{name}{where}, sha256 {model.sha256[:12]}"
+    if name == "builtin":
+        return f"{name}, sha256 {model.sha256[:12]}"
+    files = read_mano(find_mano(path))
+    corrected = "".join(f"; {file.path.name}: {', '.join(file.corrections)}" for file in files if file.corrections)
+    return f"{name} in {files[0].path.parent}, sha256 {model.sha256[:12]}{corrected}"
 
 
 def check_data(config_name: str) -> Report:

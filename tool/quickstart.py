@@ -77,7 +77,7 @@ def choose_photos(config: Config, folder: Path) -> None:
     """Copy pictures spread over the test split into a folder, with their boxes in boxes.json."""
     hand_model = load_hand_model(config.hand_model.name, config.hand_model.path)
     reader = build_reader(config.data.testset, root=ROOT / config.data.root, split=config.data.test_split,
-                          hand_model=hand_model, hand_types=config.data.hand_types, box_source=config.data.box_source)
+                          hand_model=hand_model, filter=config.data.filter, box_source=config.data.box_source)
     folder.mkdir(parents=True, exist_ok=True)
     boxes = {}
     for index in np.linspace(0, len(reader) - 1, min(NUM_PHOTOS, len(reader))).round().astype(int).tolist():

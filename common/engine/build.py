@@ -30,7 +30,7 @@ def configured_dataset(config: Config, hand_model: HandModel, name: str, split: 
                        augmented: bool) -> TwoHandDataset:
     """One split of the dataset `name`; UserError if it was made with another hand model."""
     data = config.data
-    reader = build_reader(name, root=ROOT / data.root, split=split, hand_model=hand_model, hand_types=data.hand_types,
+    reader = build_reader(name, root=ROOT / data.root, split=split, hand_model=hand_model, filter=data.filter,
                           box_source=data.box_source)
     log.info(reader.summary)
     augment = AugmentRanges(**asdict(data.augment)) if augmented else None

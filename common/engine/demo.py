@@ -102,7 +102,8 @@ def _overlay(photo: Photo, result: Reconstruction, faces: Tensor) -> np.ndarray:
     canvas_from_image = np.array([[shrink, 0, (shrink - 1) / 2], [0, shrink, (shrink - 1) / 2], [0, 0, 1]])
     canvas = photo.image
     if shrink < 1:
-        canvas = cv2.resize(canvas, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
+        width, height = (max(1, round(side * shrink)) for side in photo.image.shape[1::-1])
+        canvas = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA)
     return _painted(canvas, canvas_from_image, result, faces)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from common.engine.bad_samples import BadSamples
 from common.engine.build import (
     ROOT,
     changes,
@@ -31,7 +32,7 @@ from common.engine.checkpoint import (
     write_atomically,
 )
 from common.engine.launch import Process
-from common.engine.loading import batches, build_loader, predict
+from common.engine.loading import build_loader, predict, training_batches
 from common.engine.log import Recorder, start_log
 from common.engine.seeding import random_state, seed_everything, set_random_state
 from common.engine.signals import StopRequest
@@ -48,11 +49,12 @@ class Trainer:
     """Trains a model on a dataset, alone or as one of several processes. Start at `fit`; `build` makes the parts.
 
     loss: from (Stages, Targets) to scalar terms by name, `total` among them.
+    max_bad_fraction: of the dataset's samples; when more have proved unusable, training stops.
     facts: what a snapshot tells about the run besides its state: config, hand_model, mean_joints.
     """
 
     def __init__(self, model: nn.Module, loss: nn.Module, dataset: TwoHandDataset, *, settings: TrainConfig,
-                 workers: int, process: Process, output: Path, facts: dict[str, Any]):
+                 workers: int, max_bad_fraction: float, process: Process, output: Path, facts: dict[str, Any]):
         self.model, self.loss = model.to(process.device), loss.to(process.device)
         self.parallel = process.parallel(self.model)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.lr, fused=True)
@@ -66,6 +68,7 @@ class Trainer:
         self.dataset, self.settings, self.process, self.facts = dataset, settings, process, facts
         self.snapshots, self.log_folder = output / "model_dump", output / "log"
         self.step, self.epoch, self.batch = 0, 0, 0     # steps done; where training goes on
+        self.bad, self.max_bad_fraction = BadSamples(dataset.reader, process), max_bad_fraction
 
     @classmethod
     def build(cls, config: Config, process: Process, *, resume: bool) -> "Trainer":
@@ -87,14 +90,15 @@ class Trainer:
             baseline = mean_joints(dataset.reader)
         facts = {"config": config_to_dict(config), "hand_model": hand_model.identity, "mean_joints": baseline}
         trainer = cls(model, configured_loss(config, hand_model), dataset, settings=config.train,
-                      workers=config.data.workers, process=process, output=output, facts=facts)
+                      workers=config.data.workers, max_bad_fraction=config.data.max_bad_fraction, process=process,
+                      output=output, facts=facts)
         if snapshot:
             trainer.restore(snapshot)
         return trainer
 
     def fit(self) -> int:
         """Train to the last epoch. Exit code: 0, 3 if the loss or a gradient stopped being finite, 130 or 143 after
-        SIGINT or SIGTERM, when the run can be continued."""
+        SIGINT or SIGTERM, when the run can be continued. UserError if too many samples cannot be used."""
         if self.epoch >= self.settings.epochs:
             log.info("This run is complete: %d of %d epochs.", self.epoch, self.settings.epochs)
             return EXIT_OK
@@ -115,15 +119,20 @@ class Trainer:
 
     def _train_epoch(self, stop: StopRequest) -> int:
         stopped = 0
-        self.model.train()
         self.sampler.set_epoch(self.epoch, start=self.batch * self.settings.batch_size)
         with self._progress_bar() as bar:
-            for batch in batches(self.loader, self.process.device):
+            for batch, faults, is_blank in training_batches(self.loader, self.process.device):
+                # A blank batch leaves the statistics of batch normalisation alone. Its gradient of 0 enters the mean
+                # over the processes, which wait for its step.
+                self.model.train(not is_blank)
                 terms, figures = self._backward(batch)
                 grad_norm = self._grad_norm()
-                diverged, stopped = self._agree(terms["total"], grad_norm, stop)
+                diverged, stopped, met_bad = self._agree(terms["total"], grad_norm, stop, faults)
                 if diverged:
                     return self._report_divergence(batch, terms, grad_norm)
+                if met_bad:
+                    self.bad.add(faults)
+                    self.bad.refuse_more_than(self.max_bad_fraction, len(self.dataset))
 
                 self._update(grad_norm)
                 self.step, self.batch = self.step + 1, self.batch + 1
@@ -156,11 +165,14 @@ class Trainer:
     def _grad_norm(self) -> Tensor:
         return nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
 
-    def _agree(self, loss: Tensor, grad_norm: Tensor, stop: StopRequest) -> tuple[bool, int]:
-        """Whether any process met a number that is not finite, and the signal that any was asked to stop by."""
+    def _agree(self, loss: Tensor, grad_norm: Tensor, stop: StopRequest, faults: dict[int, int]
+               ) -> tuple[bool, int, bool]:
+        """Whether any process met a number that is not finite, the signal that any was asked to stop by, and whether
+        any met an unusable sample for the first time."""
         is_finite = bool(torch.isfinite(loss) & torch.isfinite(grad_norm))
-        diverged, stopped = self.process.maximum([float(not is_finite), float(stop.signal)])
-        return bool(diverged), int(stopped)
+        mine = (not is_finite, stop.signal, self.bad.has_new(faults))
+        diverged, stopped, met_bad = self.process.maximum([float(value) for value in mine])
+        return bool(diverged), int(stopped), bool(met_bad)
 
     def _update(self, grad_norm: Tensor) -> None:
         if self.settings.max_grad_norm > 0:

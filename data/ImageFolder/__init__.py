@@ -1,6 +1,6 @@
-"""Photographs of a user: a folder or one file, with an optional JSON file of boxes."""
+"""Photographs of a user: a folder, one file, RGB2Hands or EgoHands, with an optional JSON file of boxes."""
 
 from data.ImageFolder.boxes import read_boxes
-from data.ImageFolder.images import ImageFolder, Photo, UnreadableImage, crop_image
+from data.ImageFolder.images import ImageFolder, Photo, crop_image
 
-__all__ = ["ImageFolder", "Photo", "UnreadableImage", "crop_image", "read_boxes"]
+__all__ = ["ImageFolder", "Photo", "crop_image", "read_boxes"]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.errors import UserError
+from data.schema import NoSuchSplit
 
 _HINT = (
     "Render a set with `python tool/make_synthetic.py --out {root}`, or download InterHand2.6M (5 fps, v1.0) from "
@@ -30,14 +31,14 @@ class Layout(NamedTuple):
 
 
 def find_layout(root: Path, split: str) -> Layout:
-    """The first layout under `root` that has annotations of `split`; UserError lists all that were tried."""
+    """The first layout under `root` that has annotations of `split`; NoSuchSplit lists all that were tried."""
     layouts = list(_layouts(root, split))
     for layout in layouts:
         if layout.data.is_file():
             return layout
     tried = ", ".join(str(layout.data) for layout in layouts)
-    raise UserError(f"There are no InterHand2.6M annotations of split '{split}'. Tried: {tried}.",
-                    _HINT.format(root=root))
+    raise NoSuchSplit(f"There are no InterHand2.6M annotations of split '{split}'. Tried: {tried}.",
+                      _HINT.format(root=root))
 
 
 def _layouts(root: Path, split: str) -> Iterator[Layout]:

@@ -1,7 +1,7 @@
 """InterHand2.6M v1.0 (Moon et al., ECCV 2020) with its MANO fits, and rendered sets in the same layout."""
 
+import logging
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -9,85 +9,104 @@ from scipy.spatial.transform import Rotation
 
 from common.errors import UserError
 from common.hands import NUM_MODEL_JOINTS, NUM_VERTICES
-from common.mano import HandModel, ManoLayer, check_same_model
+from common.mano import HandModel, ManoLayer
 from common.types import ManoParams
-from data.InterHand26M.annotations import HandTypes, load_annotations
-from data.InterHand26M.layout import find_layout, read_json
-from data.schema import Record
+from data.hand_model_file import HAND_MODEL_FILE, names_hand_model
+from data.InterHand26M.annotations import open_annotations
+from data.InterHand26M.entries import HAND_TYPES
+from data.InterHand26M.filters import PUBLISHED_COUNTS, choose
+from data.InterHand26M.layout import find_layout
+from data.schema import BoxSource, Filter, Record
 
-BoxSource = Literal["vertices", "joints", "json"]
-
-HAND_MODEL_FILE = "hand_model.json"     # in the root of a rendered set: HandModel.identity of the hand it shows
-
-# Interacting frames with both meshes, counted by earlier papers after dropping dark images as well.
-_PUBLISHED_COUNTS = {"train": 366_358, "test": 261_494}
+log = logging.getLogger(__name__)
 
 
 class InterHand26M:
     """A `Reader` of one split.
 
     root: the folder that holds `annotations` and `images`, or a few frames with their annotations beside them.
-    box_source: what the crop is put round. "vertices": the projected mesh of each hand, or its joints where it has
-    no mesh; "joints": the projected joints; "json": the annotated box.
+    filter, box_source: see `data.schema`. A hand without a mesh is boxed by its joints.
 
-    Joints are G·mesh where a hand has a mesh and the triangulated ones elsewhere. Raises UserError when files are
-    missing or damaged, or belong to another hand model.
+    Joints are G·mesh where a hand has a mesh and the triangulated ones elsewhere. The annotations are indexed when
+    they are opened for the first time (`data.index`). Raises UserError when files are missing or damaged, or belong
+    to another hand model.
     """
 
     name = "InterHand26M"
 
-    def __init__(self, root: str | Path, split: str, hand_model: HandModel, hand_types: HandTypes = "interacting",
+    def __init__(self, root: str | Path, split: str, hand_model: HandModel, filter: Filter = "ih_hm",
                  box_source: BoxSource = "vertices"):
         self.hand_model, self.box_source = hand_model, box_source
         self.layout = find_layout(Path(root), split)
-        self.table = load_annotations(self.layout, hand_types)
-        is_rendered = self._check_hand_model(Path(root) / HAND_MODEL_FILE)
-        self.summary = self._summarise(split, expected=0 if is_rendered else _PUBLISHED_COUNTS.get(split, 0))
+        is_rendered = self._check_hand_model(Path(root))
+        self.annotations = open_annotations(self.layout)
+        choice = choose(self.annotations, self.layout, split, filter, box_source)
+        self.rows, self.left_out, self._broken_rows = choice.rows, choice.left_out, choice.broken
+        self.summary = self._summarise(split, filter, choice.meshes, 0 if is_rendered else choice.unmeasured)
         if not len(self):
-            raise UserError(f"No annotation can be used. {self.summary}", "Try --set data.hand_types=all.")
-        self._check_first_image()
+            raise UserError(f"No annotation can be used. {self.summary}", "Try --set data.filter=all.")
+        if filter == "ih_hm" and not is_rendered:
+            self._compare_count(split)
+        self._check_images()
         self.layer = ManoLayer(hand_model)
         self.regressor = self.layer.regressor.double().numpy()   # (2, 21, 778)
 
     def __len__(self) -> int:
-        return len(self.table.camera_row)
+        return len(self.rows)
 
     def read(self, index: int) -> Record:
         """The frame at `index`: see `Record`."""
-        images, frames = self.table.images, self.table.frames
-        step, camera_row = self.table.frame_row[index], self.table.camera_row[index]
-        camera = self.table.cameras.intrinsics[camera_row]
-        cam_from_world = self.table.cameras.rotation[camera_row]
-        translation = self.table.cameras.translation[camera_row]
+        row = self.rows[index]
+        images, frames, cameras = self.annotations.images, self.annotations.frames, self.annotations.cameras
+        image = self.annotations.samples.image_row[row]
+        step, camera_row = images.frame_row[image], images.camera_row[image]
+        camera, cam_from_world = cameras.intrinsics[camera_row], cameras.rotation[camera_row]
+        translation = cameras.translation[camera_row]
 
         has_mesh = frames.mano_valid[step]
         vertices_world, rotations = self._meshes(step)
         vertices = (vertices_world @ cam_from_world.T + translation) * has_mesh[:, None, None]
         rotations[:, 0] = cam_from_world @ rotations[:, 0]
 
-        joints_valid = self.table.joints_valid(index) | has_mesh[:, None]
-        joints = frames.joints_world[step] @ cam_from_world.T + translation
-        joints = np.where(has_mesh[:, None, None], self.regressor @ vertices, joints) * joints_valid[..., None]
+        annotated_valid = self.annotations.joints_valid(row)
+        annotated = (frames.joints_world[step] @ cam_from_world.T + translation) * annotated_valid[..., None]
+        joints_valid = annotated_valid | has_mesh[:, None]
+        joints = np.where(has_mesh[:, None, None], self.regressor @ vertices, annotated)
         return Record(
-            image_path=self._image_path(index), image_size=tuple(images.size[index].tolist()), camera=camera.copy(),
-            vertices_cam=vertices, joints_cam=joints, rotations=rotations, shape=frames.shape[step].copy(),
-            box_px=self._box(index, camera, vertices, joints, has_mesh, joints_valid),
-            vertices_valid=has_mesh.copy(), joints_valid=joints_valid, mano_valid=has_mesh.copy(),
+            image_path=self._image_path(index), image_size=tuple(images.size[image].tolist()), camera=camera.copy(),
+            vertices_cam=vertices, joints_cam=joints, joints_annotated_cam=annotated, rotations=rotations,
+            shape=frames.shape[step].copy(), box_px=self._box(row, camera, vertices, joints, has_mesh, joints_valid),
+            vertices_valid=has_mesh.copy(), joints_valid=joints_valid, joints_annotated_valid=annotated_valid,
+            mano_valid=has_mesh.copy(),
         )
+
+    def sample_id(self, index: int) -> str:
+        """`file_name` of the image, as in the annotations."""
+        return self.annotations.file_name(self.annotations.samples.image_row[self.rows[index]])
+
+    def broken(self) -> dict[str, list[str]]:
+        """By reason, the images of annotations that cannot be right, each with the id of its annotation."""
+        samples = self.annotations.samples
+        return {reason: [f"{self.annotations.file_name(samples.image_row[row])} (annotation "
+                         f"{samples.annotation_id[row]})" for row in rows.tolist()]
+                for reason, rows in self._broken_rows.items()}
 
     def describe(self, index: int) -> dict[str, str | int]:
         """Path, ids, capture, camera, frame number and hand type, for people."""
-        images = self.table.images
+        row = self.rows[index]
+        samples, images, cameras = self.annotations.samples, self.annotations.images, self.annotations.cameras
+        image = samples.image_row[row]
         return {
-            "path": str(self._image_path(index)), "annotation_id": int(images.annotation_id[index]),
-            "image_id": int(images.image_id[index]), "capture": int(images.capture[index]),
-            "camera": images.camera[index].decode(), "frame": int(images.frame[index]),
-            "hand_type": images.hand_type[index].decode(),
+            "path": str(self._image_path(index)), "annotation_id": int(samples.annotation_id[row]),
+            "image_id": int(images.image_id[image]), "capture": int(cameras.capture[images.camera_row[image]]),
+            "camera": cameras.name[images.camera_row[image]].decode(),
+            "frame": int(self.annotations.frames.frame[images.frame_row[image]]),
+            "hand_type": HAND_TYPES[samples.hand_type[row]],
         }
 
     def _meshes(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Both hands in the world: vertices (2, 778, 3) and full local rotations (2, 16, 3, 3)."""
-        frames = self.table.frames
+        frames = self.annotations.frames
         pose = frames.pose[step].copy()                                                     # (2, 16, 3)
         pose[:, 1:] += self.hand_model.mean_pose.double().numpy().reshape(2, NUM_MODEL_JOINTS - 1, 3)
         rotations = Rotation.from_rotvec(pose.reshape(-1, 3)).as_matrix().reshape(2, NUM_MODEL_JOINTS, 3, 3)
@@ -95,14 +114,14 @@ class InterHand26M:
             return np.zeros((2, NUM_VERTICES, 3)), rotations
 
         with torch.no_grad():
-            params = ManoParams(torch.from_numpy(rotations)[None], torch.from_numpy(frames.shape[step])[None])
+            params = ManoParams(torch.from_numpy(rotations)[None], torch.from_numpy(frames.shape[step].copy())[None])
             vertices = self.layer(params)
         return vertices[0].double().numpy() + frames.translation[step][:, None], rotations
 
-    def _box(self, index, camera, vertices, joints, has_mesh, joints_valid) -> np.ndarray:
+    def _box(self, row, camera, vertices, joints, has_mesh, joints_valid) -> np.ndarray:
         """Corners (2, 2) of the tight box, image pixels: one box round the points of both hands."""
         if self.box_source == "json":
-            x, y, width, height = self.table.images.bbox[index]
+            x, y, width, height = self.annotations.samples.bbox[row].astype(np.float64)
             return np.array([[x, y], [x + width, y + height]])
         use_mesh = has_mesh if self.box_source == "vertices" else np.zeros(2, dtype=bool)
         points = np.concatenate([vertices[use_mesh].reshape(-1, 3), joints[joints_valid & ~use_mesh[:, None]]])
@@ -111,36 +130,38 @@ class InterHand26M:
         return np.stack([pixels.min(axis=0), pixels.max(axis=0)])
 
     def _image_path(self, index: int) -> Path:
-        return self.layout.images / self.table.images.file_name[index].decode()
+        return self.layout.images / self.sample_id(index)
 
-    def _check_hand_model(self, file: Path) -> bool:
+    def _check_hand_model(self, root: Path) -> bool:
         """Refuse a set of another hand model; whether the set names its model, as rendered ones do."""
-        if file.is_file():
-            found = read_json(file)
-            if not isinstance(found, dict) or {"name", "sha256"} - found.keys():
-                raise UserError(f"{file} does not name a hand model.", "It must hold 'name' and 'sha256'.")
-            check_same_model(self.hand_model.identity, found, where=str(file.parent))
+        if names_hand_model(root, self.hand_model):
             return True
-        if self.table.has_mano_file and self.hand_model.name == "builtin":
+        if self.layout.file("MANO_NeuralAnnot").is_file() and self.hand_model.name == "builtin":
             raise UserError(
-                f"{self.layout.file('MANO_NeuralAnnot')} holds MANO parameters (there is no {file}, which would name "
-                "another hand model), but the config asks for the hand model 'builtin'.",
+                f"{self.layout.file('MANO_NeuralAnnot')} holds MANO parameters (there is no {root / HAND_MODEL_FILE}, "
+                "which would name another hand model), but the config asks for the hand model 'builtin'.",
                 "Use --set hand_model.name=mano --set hand_model.path=FOLDER with the MANO files.",
             )
         return False
 
-    def _check_first_image(self) -> None:
-        path = self._image_path(0)
-        if not path.is_file():
-            raise UserError(f"{self.layout.data} names the image {path}, which does not exist.",
+    def _check_images(self) -> None:
+        """Refuse a set whose images are not there at all; single ones that are missing are left to `data.checks`."""
+        paths = [self._image_path(index) for index in np.linspace(0, len(self) - 1, 10).astype(int).tolist()]
+        if not any(path.is_file() for path in paths):
+            raise UserError(f"{self.layout.data} names the image {paths[0]}, which does not exist.",
                             "Unpack the image archive so that 'images' lies beside 'annotations'.")
 
-    def _summarise(self, split: str, expected: int) -> str:
-        left_out = ", ".join(f"{count} {reason}" for reason, count in self.table.left_out.items() if count)
-        meshes = self.table.frames.mano_valid[self.table.frame_row].sum()
-        text = f"{self.name} {split}: {len(self)} frames from {self.layout.data}, {meshes} hands with a mesh"
-        if not self.table.has_mano_file:
-            text += f" (there is no {self.layout.file('MANO_NeuralAnnot').name})"
-        if self.table.has_mano_file and expected not in (0, len(self)):
-            text += f"; papers count {expected} without dark images"
-        return f"{text}; left out: {left_out or 'none'}."
+    def _summarise(self, split: str, filter: Filter, meshes: int, unmeasured: int) -> str:
+        left_out = ", ".join(f"{count} {reason}" for reason, count in self.left_out.items() if count)
+        mano_file = self.layout.file("MANO_NeuralAnnot")
+        missing = "" if mano_file.is_file() else f" (there is no {mano_file.name})"
+        dark = (f"; the brightness of {unmeasured} pictures is not known, dark ones among them are not left out "
+                "(python tool/build_index.py ROOT --dark measures it)") if unmeasured else ""
+        return (f"{self.name} {split}, filter {filter}: {len(self)} frames from {self.layout.data}, {meshes} hands "
+                f"with a mesh{missing}; left out: {left_out or 'none'}{dark}.")
+
+    def _compare_count(self, split: str) -> None:
+        expected = PUBLISHED_COUNTS.get(split, len(self))
+        if expected != len(self):
+            log.warning("%s %s: papers count %d frames after the same filter, here are %d. Numbers on other frames "
+                        "than theirs cannot be compared.", self.name, split, expected, len(self))

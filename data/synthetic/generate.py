@@ -23,8 +23,8 @@ from tqdm import tqdm
 from common.errors import UserError
 from common.hands import Hand
 from common.mano import HandModel, load_hand_model
+from data.hand_model_file import HAND_MODEL_FILE
 from data.InterHand26M.layout import read_json
-from data.InterHand26M.reader import HAND_MODEL_FILE
 from data.synthetic.annotations import (
     annotation_file,
     camera_entry,

@@ -1,0 +1,64 @@
+"""How bright pictures are, measured once and kept in the index: some of InterHand2.6M are black."""
+
+import multiprocessing
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from data.checks import BadSample
+from data.images import read_rgb
+from data.InterHand26M.annotations import BRIGHTNESS, Annotations
+from data.InterHand26M.filters import choose
+from data.InterHand26M.layout import Layout
+
+_SAVE_EVERY = 20_000    # pictures: what an interruption can lose
+
+
+def measure_brightness(annotations: Annotations, layout: Layout, split: str, workers: int) -> dict[Path, str]:
+    """Measure the pictures that the filter ih_hm asks about and that were not measured before.
+
+    Returns the pictures that could not be read, each with the reason; they stay unmeasured. An interrupted run goes
+    on where it stopped, give or take some thousand pictures. Raises UserError where the index cannot be written.
+    """
+    brightness = annotations.brightness().copy()
+    rows = annotations.samples.image_row[choose(annotations, layout, split, "ih_hm", "vertices").rows]
+    rows = np.unique(rows[np.isnan(brightness[rows])])
+    paths = [layout.images / annotations.file_name(row) for row in rows.tolist()]
+    failures = {}
+    if not paths:
+        return failures
+    try:
+        results = tqdm(_means(paths, workers), total=len(paths), unit="picture", desc="measuring brightness")
+        for count, (row, path, mean) in enumerate(zip(rows.tolist(), paths, results, strict=True), 1):
+            if isinstance(mean, str):
+                failures[path] = mean
+            else:
+                brightness[row] = mean
+            if count % _SAVE_EVERY == 0:
+                annotations.index.add_column(BRIGHTNESS, brightness)
+    finally:
+        annotations.index.add_column(BRIGHTNESS, brightness)
+    return failures
+
+
+def _means(paths: list[Path], workers: int) -> Iterator[float | str]:
+    if workers == 1:
+        yield from map(_mean, paths)
+        return
+    with multiprocessing.get_context("spawn").Pool(workers, initializer=_start_worker) as pool:
+        yield from pool.imap(_mean, paths, chunksize=64)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)    # Ctrl-C goes to all processes; the parent ends the others
+
+
+def _mean(path: Path) -> float | str:
+    """Mean over all pixels and channels, 0 to 255, or why there is none."""
+    try:
+        return float(read_rgb(path, upright=False).mean())
+    except BadSample as bad:
+        return str(bad)

@@ -1,0 +1,90 @@
+"""Reading picture files of any kind, damaged ones and none at all: every file gives an image or a reason.
+
+Pillow decodes because it says when a file ends early; OpenCV fills the rest with grey and says nothing.
+"""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from data.checks import BadSample, Reason
+
+MAX_PIXELS = 100_000_000
+MAX_SIDE = 32_766               # OpenCV cannot warp longer ones
+MAX_BLACK = 10.0                # mean and standard deviation, of 255, up to which a picture shows nothing
+_STRIP = 64                     # rows
+# Other decoders of Pillow start programs (EPS) or are of no use here.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+
+
+def read_rgb(path: Path, *, upright: bool, size: tuple[int, int] | None = None) -> np.ndarray:
+    """The picture in a file as RGB, (H, W, 3) uint8; of an animation the first frame, over white where transparent.
+
+    upright: whether the camera's orientation tag is followed. Labels of datasets are in stored pixels: not there.
+    size: width and height that it must have.
+    Raises BadSample. Neither a picture of another size nor one of more than 100 million pixels is decoded.
+    """
+    try:
+        if not path.is_file():
+            path.stat()                         # says why, unless something else lies there
+            raise BadSample(Reason.IMAGE_MISSING, "it is not a file")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")     # Pillow's own size warning, and oddities in metadata
+            with Image.open(path, formats=_FORMATS) as image:
+                _check_size(image.size, size)   # only the header has been read so far
+                if upright:
+                    ImageOps.exif_transpose(image, in_place=True)
+                return _rgb_array(image)
+    except BadSample:
+        raise
+    except Image.DecompressionBombError:
+        raise BadSample(Reason.IMAGE_TOO_LARGE, "it has more than 100 million pixels") from None
+    except UnidentifiedImageError:
+        is_empty = path.stat().st_size == 0
+        raise BadSample(Reason.IMAGE_DAMAGED, "it is empty" if is_empty else "it is not an image") from None
+    except OSError as error:
+        reason = Reason.IMAGE_MISSING if error.errno else Reason.IMAGE_DAMAGED     # Pillow's own have no number
+        raise BadSample(reason, error.strerror or " ".join(str(error).split())) from None
+    except Exception as error:                  # Pillow's decoders raise many types for damaged files
+        raise BadSample(Reason.IMAGE_DAMAGED, f"it is damaged ({type(error).__name__})") from None
+
+
+def is_black(image: np.ndarray) -> bool:
+    """Whether a picture (H, W, 3) uint8 shows nothing.
+
+    IntagHand drops every picture whose mean is below 10. A hand lit before a dark wall can be as dark: its
+    picture varies, one that shows nothing does not.
+    """
+    sample = image[::4, ::4]                    # enough for a mean
+    return sample.mean() < MAX_BLACK and sample.std() < MAX_BLACK
+
+
+def _check_size(found: tuple[int, int], expected: tuple[int, int] | None) -> None:
+    width, height = found
+    if width * height > MAX_PIXELS or max(found) > MAX_SIDE:
+        raise BadSample(Reason.IMAGE_TOO_LARGE,
+                        f"it has {width}×{height} pixels; the limit is 100 million, and {MAX_SIDE} on a side")
+    if expected is not None and found != expected:
+        raise BadSample(Reason.IMAGE_SIZE,
+                        f"it has {width}×{height} pixels, its annotation says {expected[0]}×{expected[1]}")
+
+
+def _rgb_array(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8, converted in strips: Pillow holds several copies of what it converts and exports."""
+    image.load()
+    rgb = np.empty((image.height, image.width, 3), dtype=np.uint8)
+    for top in range(0, image.height, _STRIP):
+        bottom = min(top + _STRIP, image.height)
+        rgb[top:bottom] = np.asarray(_to_rgb(image.crop((0, top, image.width, bottom))))
+    return rgb
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):              # 16 bits: Pillow's conversion would clip to the lowest 8
+        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

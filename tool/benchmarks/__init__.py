@@ -1,0 +1,1 @@
+"""What `tool/bench.py` measures: a module for each subcommand."""

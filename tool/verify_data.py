@@ -1,0 +1,164 @@
+"""Look at every sample of a data set before a night of training: what is missing, broken, black or labelled wrongly?
+
+    python tool/verify_data.py --set data.root=ROOT [--testset HIC] [--split train test] [--limit 1000] [--json FILE]
+
+Samples are read and checked as in training, in several processes. A table tells how many cannot be used for each
+reason, with the first of them; annotations that are broken beyond reading are in it too. Exit code: 0 if nothing is
+wrong, 4 if anything is, 2 if the set cannot be opened.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np  # noqa: E402
+from torch.utils.data import DataLoader, Dataset  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from common.engine.build import configured_dataset, configured_hand_model  # noqa: E402
+from common.engine.checkpoint import write_atomically  # noqa: E402
+from common.engine.loading import loaded  # noqa: E402
+from common.engine.seeding import use_one_thread  # noqa: E402
+from common.errors import EXIT_OK, EXIT_SOME_FAILED, UserError, run_entry_point  # noqa: E402
+from common.mano import HandModel  # noqa: E402
+from data.checks import BadSample, Reason  # noqa: E402
+from data.dataset import read_frame  # noqa: E402
+from data.schema import NoSuchSplit, Reader  # noqa: E402
+from main.config import Config, load_config, mano_overrides  # noqa: E402
+
+SPLITS = ("train", "val", "test")
+SHOWN = 3       # of each reason; --json has all
+
+
+class Finding(NamedTuple):
+    """A sample, and what is wrong with it."""
+
+    index: int
+    reason: Reason | None       # None: nothing
+    detail: str
+
+
+class Examination(Dataset):
+    """Findings about the samples of a reader."""
+
+    def __init__(self, reader: Reader):
+        self.reader = reader
+
+    def __getitem__(self, index: int) -> Finding:
+        try:
+            read_frame(self.reader, index)
+        except BadSample as bad:
+            return Finding(index, bad.reason, bad.detail)
+        return Finding(index, None, "")
+
+
+def main() -> int:
+    args = _parse_args()
+    if args.workers < 0 or args.limit < 0:
+        raise UserError(f"--workers is {args.workers} and --limit {args.limit}.", "Neither may be negative.")
+    config = load_config(args.config, [*args.set, *mano_overrides(args.mano)])
+    name = args.testset or config.data.trainset
+    reports = {}
+    for split, reader in _readers(config, configured_hand_model(config), name, args.split):
+        print(reader.summary)
+        reports[split] = report = examine(reader, args.workers, args.limit)
+        print_report(f"{name} {split}", report, config.data.max_bad_fraction)
+    if args.json:
+        content = {"name": name, "root": config.data.root, "filter": config.data.filter, "splits": reports}
+        write_atomically(args.json, lambda file: file.write(json.dumps(content, indent=2).encode()))
+    return EXIT_SOME_FAILED if any(report["bad"] or report["broken"] for report in reports.values()) else EXIT_OK
+
+
+def _parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="lgnet", help="a YAML file, or the name of one in main/configs")
+    parser.add_argument("--testset", metavar="NAME", help="the data set (default: the configuration's data.trainset)")
+    parser.add_argument("--split", nargs="+", help=f"default: those that exist of {', '.join(SPLITS)}")
+    parser.add_argument("--mano", metavar="FOLDER", help="use the MANO files in FOLDER")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
+                        help="change the configuration, for example data.root=FOLDER data.filter=all")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(),
+                        help="processes (default: one for each CPU; 0: this one)")
+    parser.add_argument("--limit", type=int, default=0,
+                        help="look at so many samples of each split, evenly spread (default: all)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings")
+    return parser.parse_args()
+
+
+def _readers(config: Config, hand_model: HandModel, name: str, splits: list[str] | None
+             ) -> Iterator[tuple[str, Reader]]:
+    """A reader of each split; of those not asked for by name, the ones that exist."""
+    found, missing = False, None
+    for split in splits or SPLITS:
+        try:
+            reader = configured_dataset(config, hand_model, name, split, augmented=False).reader
+        except NoSuchSplit as error:
+            if splits:
+                raise
+            missing = missing or error
+            continue
+        found = True
+        yield split, reader
+    if not found:
+        raise missing
+
+
+def examine(reader: Reader, workers: int, limit: int = 0) -> dict[str, Any]:
+    """What is wrong with the samples of a reader, as plain values; with a limit of so many, evenly spread."""
+    count = min(limit, len(reader)) if limit else len(reader)
+    indices = np.linspace(0, len(reader) - 1, count).round().astype(int).tolist()
+    loader = DataLoader(Examination(reader), batch_size=32, sampler=indices, num_workers=workers, collate_fn=list,
+                        worker_init_fn=use_one_thread)
+    start, bad = time.perf_counter(), []
+    # disable=None: no bar where the output is no terminal.
+    with tqdm(total=count, unit="samples", leave=False, disable=None) as bar:
+        for findings in loaded(loader):
+            bad += [finding for finding in findings if finding.reason]
+            bar.update(len(findings))
+            bar.set_postfix(bad=len(bad))
+    seconds = time.perf_counter() - start
+    return {
+        "samples": len(reader), "examined": count, "bad": len(bad), "left_out": reader.left_out,
+        "reasons": dict(Counter(str(finding.reason) for finding in bad).most_common()),
+        "broken": reader.broken(),
+        "samples_per_second": round(count / seconds, 1), "processes": max(1, workers),
+        "bad_samples": [{"index": finding.index, "reason": str(finding.reason), "detail": finding.detail,
+                         **reader.describe(finding.index)} for finding in bad],
+    }
+
+
+def print_report(title: str, report: dict[str, Any], max_bad_fraction: float) -> None:
+    """The table of one split, and a line that sums it up."""
+    bad, examined = report["bad"], report["examined"]
+    for reason, count in report["reasons"].items():
+        samples = [f"{sample['path']}: {sample['detail']}" for sample in report["bad_samples"]
+                   if sample["reason"] == reason]
+        _print_row(reason, f"{count} samples, {count / examined:.3%}", samples)
+    for reason, names in report["broken"].items():
+        _print_row(reason, f"{len(names)} annotations, never read", names)
+    verdict = f"{bad} of {examined} samples ({bad / examined:.3%}) cannot be used" if bad else \
+        f"all {examined} samples can be used"
+    if bad > max_bad_fraction * examined:
+        verdict += f"; training stops at more than data.max_bad_fraction={max_bad_fraction}"
+    processes = f"{report['processes']} process{'es' if report['processes'] > 1 else ''}"
+    print(f"{title}: {verdict}. {report['samples_per_second']:.0f} samples/s in {processes}.")
+
+
+def _print_row(reason: str, count: str, names: list[str]) -> None:
+    print(f"  {reason:24s} {count}")
+    for name in names[:SHOWN]:
+        print(f"      {name}")
+    if len(names) > SHOWN:
+        print(f"      and {len(names) - SHOWN} more")
+
+
+if __name__ == "__main__":
+    run_entry_point(main)
