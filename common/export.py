@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.spatial.transform import Rotation
 from torch import Tensor
 
+from common.conversion import pose_from_rotations
 from common.engine.checkpoint import write_atomically
 from common.geometry import apply_affine, grid_to_crop
 from common.hands import Hand
@@ -23,11 +23,11 @@ from common.mano import HandModel
 from common.types import HandPrediction
 
 FRAME = "origin at the right wrist; x right, y down, z away from the camera"
-CONVENTION = (
+POSE_CONVENTION = (
     "MANO with flat_hand_mean=False and use_pca=False: hands_mean is added to hand_pose before posing. "
-    "vertices = posed mesh - its regressed wrist + root_trans, where root_trans is the wrist in this frame. "
-    "Posing gives the rough mesh; the OBJ holds the refined mesh."
+    "vertices = posed mesh - its regressed wrist + root_trans, where root_trans is the wrist in this frame."
 )
+POSE_UNITS = {"root_pose": "axis-angle, radian", "hand_pose": "axis-angle, radian", "root_trans": "metre"}
 
 
 class WeakCamera(NamedTuple):
@@ -77,16 +77,16 @@ def hand_params(rough: HandPrediction, hand: Hand, model: HandModel) -> dict[str
 
     rough: of one picture, without batch axis.
     """
-    axis_angle = Rotation.from_matrix(rough.mano.rotations[hand].double().numpy()).as_rotvec()       # (16, 3)
+    pose = pose_from_rotations(rough.mano.rotations[hand].double().numpy(), model.mean_pose[hand].double().numpy())
     return {
-        "root_pose": axis_angle[0].tolist(),
-        "hand_pose": (axis_angle[1:].ravel() - model.mean_pose[hand].double().numpy()).tolist(),
+        "root_pose": pose[:3].tolist(),
+        "hand_pose": pose[3:].tolist(),
         "shape": rough.mano.shape[hand].double().tolist(),
         "root_trans": wrist_offsets(rough.relative)[hand].double().tolist(),
         "hand": hand.label,
-        "units": {"root_pose": "axis-angle, radian", "hand_pose": "axis-angle, radian", "root_trans": "metre"},
+        "units": POSE_UNITS,
         "frame": FRAME,
-        "convention": CONVENTION,
+        "convention": f"{POSE_CONVENTION} Posing gives the rough mesh; the OBJ holds the refined mesh.",
         "hand_model": model.identity,
     }
 

@@ -1,113 +1,236 @@
 """Scores of predicted hands, in millimetres, under the protocols of the papers that are compared.
 
-One row of errors is kept for each sample, so that processes can be merged, repeated samples dropped, and every
-average taken afterwards. NaN marks what cannot be scored because nothing is annotated; a prediction that is not
-finite scores inf, so that it can never improve a mean.
+`sample_errors` measures a batch under one protocol. `sample_sums` turns each sample into a vector of sums and counts;
+vectors are added up, and every average, curve and interval is a function of such a sum (`summarise`). NaN marks what
+cannot be scored because the truth or the prediction is absent; a prediction that is not finite scores inf, so that it
+can never improve a mean.
 
-Legend: B batch · N samples · 2 the hand axis · 21 joints in MANO21 order · V vertices.
+Legend: B batch · 2 the hand axis · 21 joints in MANO21 order · V vertices · F entries of a vector of sums.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from common.errors import UserError
 from common.hands import INTERWILD_TIP_VERTICES, MANO21, MIDDLE_MCP, TIP_VERTICES, WRIST, Hand, joint_regressor
 from common.types import Targets
 
+AUC_END = 50.0                                      # millimetres
+THRESHOLDS = np.linspace(0, AUC_END, 200)           # of the PCK curve, as InterShape draws it
 _MILLIMETRES = 1000.0
-_MIN_BONE = 0.020       # metres; a shorter annotated wrist–knuckle bone is a hand that is not really there
-_AUC_END = 50.0         # millimetres
+_MIN_BONE = 0.020       # metres; a shorter true wrist–knuckle bone is a hand that is not really there
 
+
+# ---------------------------------------------------------------- protocols
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a hand is aligned with its ground truth before errors are measured.
+    """How a paper's evaluation code compares a hand with its ground truth.
 
-    Every protocol takes joints as G·mesh, prediction and ground truth alike. The `interwild` of its authors scores
-    joints against triangulated ones on the human-annotated test frames; ours is the same alignment on the mesh.
+    MPVPE and RRVE always compare meshes, aligned at the root joint that is regressed from them. MRRPE is the error of
+    `left wrist − right wrist` in every protocol and is never scaled.
     """
 
     name: str
-    root: int                               # the joint that both hands are moved to
-    scaled: bool                            # the prediction is scaled to the true wrist–knuckle (middle1) bone
-    tip_vertices: tuple[int, ...]
-    averaging: Literal["flat", "per_joint"]     # of MPJPE: over all joints, or over samples and then over joints
+    root: int                                       # the joint that both hands are moved to
+    scaled: bool                                    # the prediction is scaled to the true wrist–knuckle (middle1) bone
+    truth: Literal["mesh", "annotated"]             # true joints: G·mesh, or those that the dataset annotates
+    joints: Literal["mesh", "given"]                # predicted joints: G·mesh, or the prediction's own where it has any
+    masked: bool                                    # only annotated joints count, whatever `truth` is
+    averaging: Literal["flat", "per_joint"]         # of MPJPE: over all joints, or over samples and then over joints
+    metrics: tuple[str, ...]
+    set: str                                        # the part of InterHand2.6M that its authors score
+    source: str
+    tip_vertices: tuple[int, ...] = TIP_VERTICES    # of G
+    aliases: tuple[str, ...] = ()
+
+    def definition(self) -> dict[str, Any]:
+        """What metrics.json says about it: plain JSON values."""
+        values = asdict(self) | {"root": MANO21.names[self.root]}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
 PROTOCOLS = {protocol.name: protocol for protocol in (
-    Protocol("lgnet", WRIST, True, TIP_VERTICES, "flat"),
-    Protocol("intaghand", MIDDLE_MCP, True, TIP_VERTICES, "flat"),
-    Protocol("interwild", WRIST, False, INTERWILD_TIP_VERTICES, "per_joint"),
+    Protocol("lgnet", root=WRIST, scaled=True, truth="mesh", joints="mesh", masked=False, averaging="flat",
+             metrics=("mpjpe", "mpvpe", "mrrpe"), set="ih_hm", aliases=("dir",),
+             source="LGNet, supplement III; DIR's code with its default root"),
+    Protocol("intaghand", root=MIDDLE_MCP, scaled=True, truth="mesh", joints="mesh", masked=False, averaging="flat",
+             metrics=("mpjpe", "mpvpe", "mrrpe"), set="ih_hm", source="IntagHand's code"),
+    Protocol("interwild", root=WRIST, scaled=False, truth="annotated", joints="mesh", masked=True,
+             averaging="per_joint", metrics=("mpjpe", "mpvpe", "mrrpe", "rrve"), set="human",
+             source="InterWild's code", tip_vertices=INTERWILD_TIP_VERTICES),
+    Protocol("interwild_mesh", root=WRIST, scaled=False, truth="mesh", joints="mesh", masked=False,
+             averaging="per_joint", metrics=("mpjpe", "mpvpe", "mrrpe", "rrve"), set="ih_hm",
+             source="InterWild's code for HIC, which has no annotated joints", tip_vertices=INTERWILD_TIP_VERTICES),
+    Protocol("internet", root=WRIST, scaled=False, truth="annotated", joints="given", masked=True,
+             averaging="per_joint", metrics=("mpjpe", "mrrpe"), set="all", source="InterHand2.6M's code"),
+    Protocol("eanet", root=MIDDLE_MCP, scaled=True, truth="mesh", joints="mesh", masked=True, averaging="per_joint",
+             metrics=("mpjpe", "mpvpe", "mrrpe"), set="all",
+             source="EANet's code, with its mask in the order of the joints and without hands that have no true mesh"),
 )}
 
 
+def protocol_named(name: str) -> Protocol:
+    """The protocol called `name`, or one whose other name it is; UserError if there is none."""
+    for protocol in PROTOCOLS.values():
+        if name in (protocol.name, *protocol.aliases):
+            return protocol
+    known = ", ".join(name for protocol in PROTOCOLS.values() for name in (protocol.name, *protocol.aliases))
+    raise UserError(f"test.protocol is '{name}'.", f"It must be one of: {known}.")
+
+
+@dataclass(frozen=True)
+class PckOptions:
+    """Which joints the PCK curve and its area count, and how."""
+
+    exclude_root: bool = False      # leave out the joint that is aligned, whose error is 0 in most protocols
+    strict: bool = False            # errors below the threshold; otherwise those equal to it count too
+
+
+PLAIN_PCK = PckOptions()
+
+
+# ---------------------------------------------------------------- errors of a batch
+
+class PredictedHands(NamedTuple):
+    """What is scored, metres; None for what the prediction does not hold."""
+
+    vertices: Tensor | None = None      # (B, 2, V, 3)      relative to the own wrist
+    joints: Tensor | None = None        # (B, 2, 21, 3)     relative to the own wrist
+    relative: Tensor | None = None      # (B, 3)            left wrist − right wrist
+    predicted: Tensor | None = None     # (B, 2) bool       the hands that the prediction speaks of; None: both
+
+
 class SampleErrors(NamedTuple):
-    """Errors of N samples in millimetres, float64; NaN where nothing is annotated."""
+    """Errors of a batch in millimetres, float64; NaN where nothing can be scored."""
 
-    index: np.ndarray       # (N,) int64            position in the reader
-    annotated: np.ndarray   # (N, 2) bool           the hand's wrist is annotated
-    joints: np.ndarray      # (N, 2, 21)
-    vertices: np.ndarray    # (N, 2)                mean over the mesh
-    relative: np.ndarray    # (N,)                  of left wrist − right wrist, never scaled
-    scale: np.ndarray       # (N, 2)                factor applied to the prediction
-
-    def take(self, rows: np.ndarray) -> "SampleErrors":
-        return SampleErrors(*(column[rows] for column in self))
+    joints: np.ndarray      # (B, 2, 21)
+    vertices: np.ndarray    # (B, 2)        mean over the mesh
+    relative: np.ndarray    # (B,)          MRRPE's
+    pair: np.ndarray        # (B,)          RRVE's: mean over both meshes, aligned at the right wrist
+    scale: np.ndarray       # (B, 2)        factor applied to the predicted joints
 
 
-def mesh_errors(protocol: Protocol, vertices: Tensor, relative: Tensor, targets: Targets, index: Tensor,
-                model_regressor: Tensor) -> SampleErrors:
-    """Errors of predicted meshes, joints regressed from the mesh on both sides.
+def sample_errors(protocol: Protocol, hands: PredictedHands, targets: Targets, model_regressor: Tensor) -> SampleErrors:
+    """Errors of predicted hands under a protocol.
 
-    vertices: (B, 2, 778, 3) relative to the own wrist.  relative: (B, 3) left wrist − right wrist.
-    model_regressor: (2, 16, 778), of the hand model.  Annotated joints stand in where a hand has no mesh.
+    model_regressor: (2, 16, V), of the hand model whose meshes `hands` and `targets` hold.
     """
     regressor = joint_regressor(model_regressor.double(), protocol.tip_vertices)
-    has_mesh = targets.vertices_valid.bool()[..., None]                             # (B, 2, 1)
-    truth = torch.where(has_mesh[..., None], regressor @ targets.vertices.double(), targets.joints.double())
-    targets = targets._replace(joints=truth, joints_valid=targets.joints_valid.bool() | has_mesh)
-    return hand_errors(protocol, regressor @ vertices.double(), targets, index, vertices, relative)
+    true_mesh = _mesh(targets.vertices, regressor)
+    truth = _truth(protocol, targets, true_mesh)
+    has_mesh = targets.vertices_valid.bool() & (_bone(true_mesh.joints) >= _MIN_BONE)       # (B, 2)
+    given = torch.ones_like(has_mesh) if hands.predicted is None else hands.predicted.bool()
+    mesh = None if hands.vertices is None else _mesh(hands.vertices, regressor)
+    joints = hands.joints.double() if hands.joints is not None else None
+    if mesh is not None and (joints is None or protocol.joints == "mesh"):
+        joints = mesh.joints
 
+    joint_error = vertex_error = relative_error = pair_error = scale = None
+    if joints is not None:
+        scale = scale_to_truth(protocol, joints, truth.joints)
+        joint_error = aligned_distances(protocol, joints, truth.joints, joints, truth.joints)
+    if mesh is not None and "mpvpe" in protocol.metrics:
+        distances = aligned_distances(protocol, mesh.joints, true_mesh.joints, mesh.vertices, true_mesh.vertices)
+        vertex_error = distances.mean(dim=-1)
+    if hands.relative is not None:
+        relative_error = (hands.relative.double() - truth.relative).norm(dim=-1) * _MILLIMETRES
+    if mesh is not None and hands.relative is not None and "rrve" in protocol.metrics:
+        pair_error = pair_distances(mesh.from_wrist, hands.relative.double(), true_mesh.from_wrist,
+                                    targets.relative.double()).mean(dim=-1)
 
-def hand_errors(protocol: Protocol, joints: Tensor, targets: Targets, index: Tensor, vertices: Tensor | None = None,
-                relative: Tensor | None = None) -> SampleErrors:
-    """Errors of predicted joints (B, 2, 21, 3), and of meshes and the relative wrist where they are given.
-
-    vertices: (B, 2, V, 3) in the frame of the joints of the same hand.  relative: (B, 3).
-    """
-    truth, joints = targets.joints.double(), joints.double()
-    joints_valid = targets.joints_valid.bool()
-    has_bone = joints_valid[..., WRIST] & joints_valid[..., MIDDLE_MCP]             # (B, 2)
-    bone = _bone(truth)
-    collapsed = has_bone & (bone < _MIN_BONE)
-    usable = joints_valid[..., protocol.root] & ~collapsed
-    scale = torch.ones_like(bone)
-    if protocol.scaled:
-        usable = usable & has_bone
-        scale = bone / _bone(joints).clamp(min=1e-9)
-
-    def distances(predicted: Tensor, true: Tensor) -> Tensor:                       # (B, 2, n, 3) -> (B, 2, n)
-        root = slice(protocol.root, protocol.root + 1)
-        predicted = scale[..., None, None] * (predicted.double() - joints[..., root, :])
-        return (predicted - (true.double() - truth[..., root, :])).norm(dim=-1) * _MILLIMETRES
-
-    vertex_error = relative_error = None
-    if vertices is not None:
-        vertex_error = distances(vertices, targets.vertices).mean(dim=-1)
-    if relative is not None:
-        relative_error = (relative.double() - targets.relative.double()).norm(dim=-1) * _MILLIMETRES
+    both = given.all(dim=-1)
     return SampleErrors(
-        index=index.cpu().numpy(),
-        annotated=joints_valid[..., WRIST].cpu().numpy(),
-        joints=_scored(distances(joints, truth), usable[..., None] & joints_valid),
-        vertices=_scored(vertex_error, usable & targets.vertices_valid.bool()),
-        relative=_scored(relative_error, targets.relative_valid.bool() & ~collapsed.any(dim=-1)),
-        scale=_scored(scale, usable),
+        joints=_scored(joint_error, given[..., None] & truth.counted),
+        vertices=_scored(vertex_error, given & has_mesh),
+        relative=_scored(relative_error, both & truth.relative_known),
+        pair=_scored(pair_error, both & has_mesh.all(dim=-1) & targets.relative_valid.bool()),
+        scale=_scored(scale, given & truth.aligned),
     )
+
+
+class _Mesh(NamedTuple):
+    vertices: Tensor        # (B, 2, V, 3)
+    joints: Tensor          # (B, 2, 21, 3)     G·vertices
+    from_wrist: Tensor      # (B, 2, V, 3)      vertices seen from the regressed wrist
+
+
+def _mesh(vertices: Tensor, regressor: Tensor) -> _Mesh:
+    vertices = vertices.double()
+    joints = regressor @ vertices
+    return _Mesh(vertices, joints, vertices - joints[..., WRIST, None, :])
+
+
+class _Truth(NamedTuple):
+    """What predicted joints and the relative wrist are compared with."""
+
+    joints: Tensor          # (B, 2, 21, 3)
+    aligned: Tensor         # (B, 2)            the hand can be aligned
+    counted: Tensor         # (B, 2, 21)        the joint is scored
+    relative: Tensor        # (B, 3)
+    relative_known: Tensor  # (B,)
+
+
+def _truth(protocol: Protocol, targets: Targets, mesh: _Mesh) -> _Truth:
+    annotated = targets.joints_annotated_valid.bool()
+    annotated = annotated & annotated[..., WRIST:WRIST + 1]         # a hand without its wrist is not annotated
+    if protocol.truth == "mesh":
+        has_mesh = targets.vertices_valid.bool()
+        joints, known = mesh.joints, has_mesh[..., None].expand_as(annotated)
+        relative, relative_known = targets.relative.double(), targets.relative_valid.bool() & has_mesh.all(dim=-1)
+    else:
+        joints, known = targets.joints_annotated.double(), annotated
+        relative = joints[:, Hand.LEFT, WRIST] - joints[:, Hand.RIGHT, WRIST]
+        relative_known = annotated[..., WRIST].all(dim=-1)
+
+    has_bone = known[..., WRIST] & known[..., MIDDLE_MCP]
+    collapsed = has_bone & (_bone(joints) < _MIN_BONE)
+    aligned = known[..., protocol.root] & ~collapsed
+    if protocol.scaled:
+        aligned = aligned & has_bone
+    counted = aligned[..., None] & known & (annotated if protocol.masked else known)
+    return _Truth(joints, aligned, counted, relative, relative_known & ~collapsed.any(dim=-1))
+
+
+def scale_to_truth(protocol: Protocol, joints: Tensor, truth: Tensor) -> Tensor:
+    """Factor (B, 2) for predicted joints (B, 2, 21, 3): the true over the predicted bone, or 1."""
+    if not protocol.scaled:
+        return torch.ones_like(truth[..., 0, 0])
+    return _bone(truth) / _bone(joints).clamp(min=1e-9)
+
+
+def aligned_distances(protocol: Protocol, joints: Tensor, truth: Tensor, points: Tensor,
+                      true_points: Tensor) -> Tensor:
+    """Distances (B, 2, n) in mm between points (B, 2, n, 3) after aligning each hand by its joints (B, 2, 21, 3)."""
+    root = slice(protocol.root, protocol.root + 1)
+    scale = scale_to_truth(protocol, joints, truth)[..., None, None]
+    moved = scale * (points - joints[..., root, :])
+    return (moved - (true_points - truth[..., root, :])).norm(dim=-1) * _MILLIMETRES
+
+
+def pair_distances(points: Tensor, relative: Tensor, true_points: Tensor, true_relative: Tensor) -> Tensor:
+    """Distances (B, 2·n) in mm between both hands' points (B, 2, n, 3), relative to the own wrist, after putting the
+    left hand where it is seen from the right wrist.  relative: (B, 3)."""
+    difference = points - true_points
+    left = difference[:, Hand.LEFT] + (relative - true_relative)[:, None]
+    return torch.cat([difference[:, Hand.RIGHT], left], dim=1).norm(dim=-1) * _MILLIMETRES
+
+
+def not_finite(hands: PredictedHands) -> np.ndarray:
+    """Samples (B,) in which a number of a hand that is predicted is not finite."""
+    bad = []
+    for values in (hands.vertices, hands.joints):
+        if values is not None:
+            broken = ~values.flatten(2).isfinite().all(dim=-1)
+            bad.append((broken if hands.predicted is None else broken & hands.predicted.bool()).any(dim=-1))
+    if hands.relative is not None:
+        broken = ~hands.relative.isfinite().all(dim=-1)
+        bad.append(broken if hands.predicted is None else broken & hands.predicted.bool().all(dim=-1))
+    return torch.stack(bad).any(dim=0).cpu().numpy()
 
 
 def _bone(joints: Tensor) -> Tensor:
@@ -122,74 +245,181 @@ def _scored(values: Tensor | None, valid: Tensor) -> np.ndarray:
     return torch.where(valid, values, torch.nan).cpu().numpy()
 
 
-def merge_errors(parts: Sequence[SampleErrors]) -> SampleErrors:
-    """All rows of several tables, ordered by index; a sample that occurs twice is kept once."""
-    table = SampleErrors(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
-    _, rows = np.unique(table.index, return_index=True)
-    return table.take(rows)
+# ---------------------------------------------------------------- sums
+
+class Sums(NamedTuple):
+    """Sums over samples, and how many values went into each (`_n`). Any leading shape, float64."""
+
+    samples: np.ndarray         # (…)
+    joints: np.ndarray          # (…, 2, 21)    mm
+    joints_n: np.ndarray
+    above: np.ndarray           # (…)           max(0, 1 − error/50 mm) of the joints that PCK counts
+    above_n: np.ndarray
+    within: np.ndarray          # (…, 200)      how many of them lie within each threshold
+    vertices: np.ndarray        # (…, 2)        mm
+    vertices_n: np.ndarray
+    relative: np.ndarray        # (…)           mm
+    relative_n: np.ndarray
+    pair: np.ndarray            # (…)           mm
+    pair_n: np.ndarray
+    scale: np.ndarray           # (…, 2)
+    scale_n: np.ndarray
 
 
-def summarise(protocol: Protocol, errors: SampleErrors) -> dict[str, Any]:
+_SHAPES = Sums((), (2, 21), (2, 21), (), (), (len(THRESHOLDS),), (2,), (2,), (), (), (), (), (2,), (2,))
+_ENDS = np.cumsum([int(np.prod(shape)) for shape in _SHAPES])
+NUM_SUMS = int(_ENDS[-1])
+
+
+def sample_sums(protocol: Protocol, errors: SampleErrors, pck: PckOptions) -> np.ndarray:
+    """A vector of sums (B, F) for each sample; `unpack` names its entries."""
+    counted = np.delete(errors.joints, protocol.root, axis=2) if pck.exclude_root else errors.joints
+    counted = counted.reshape(len(counted), -1, 1)                                      # (B, joints, 1)
+    within = counted < THRESHOLDS if pck.strict else counted <= THRESHOLDS
+    share = np.maximum(0, 1 - counted[..., 0] / AUC_END)
+    sums = Sums(
+        np.ones(len(counted)), *_sum_and_count(errors.joints), *(part.sum(axis=1) for part in _sum_and_count(share)),
+        within.sum(axis=1), *_sum_and_count(errors.vertices), *_sum_and_count(errors.relative),
+        *_sum_and_count(errors.pair), *_sum_and_count(errors.scale),
+    )
+    return np.concatenate([column.reshape(len(counted), -1) for column in sums], axis=1, dtype=np.float64)
+
+
+def unpack(vectors: np.ndarray) -> Sums:
+    """Named views of vectors of sums (…, F)."""
+    parts = np.split(vectors, _ENDS[:-1], axis=-1)
+    return Sums(*(part.reshape((*vectors.shape[:-1], *shape)) for part, shape in zip(parts, _SHAPES, strict=True)))
+
+
+def _sum_and_count(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    known = ~np.isnan(values)
+    return np.where(known, values, 0.0), known
+
+
+# ---------------------------------------------------------------- averages
+
+def averages(protocol: Protocol, sums: Sums) -> dict[str, np.ndarray]:
+    """The figures of each vector of sums, shaped like its leading axes; NaN where nothing went into them.
+
+    `auc` is the exact area under the share of joints within t, t from 0 to 50 mm, in percent; `auc_200` the area by
+    the trapezoid rule over 200 thresholds, as it is usually computed.
+    """
+    figures = {
+        "mpjpe": _mean_joints(protocol, sums.joints, sums.joints_n),
+        "mpvpe": _ratio(sums.vertices.sum(axis=-1), sums.vertices_n.sum(axis=-1)),
+        "mrrpe": _ratio(sums.relative, sums.relative_n),
+        "rrve": _ratio(sums.pair, sums.pair_n),
+        "mpjpe_no_root": _mean_joints(protocol, np.delete(sums.joints, protocol.root, axis=-1),
+                                      np.delete(sums.joints_n, protocol.root, axis=-1)),
+        "auc": 100 * _ratio(sums.above, sums.above_n),
+        "auc_200": 100 / AUC_END * np.trapezoid(pck_curve(sums), THRESHOLDS, axis=-1),
+    }
+    return {name: values for name, values in figures.items() if name != "rrve" or "rrve" in protocol.metrics}
+
+
+def pck_curve(sums: Sums) -> np.ndarray:
+    """Share of joints within each of `THRESHOLDS`, (…, 200)."""
+    return _ratio(sums.within, sums.above_n[..., None])
+
+
+def _mean_joints(protocol: Protocol, joints: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """MPJPE of sums (…, 2, n) in the protocol's order of averaging."""
+    if protocol.averaging == "flat":
+        return _ratio(joints.sum(axis=(-2, -1)), counts.sum(axis=(-2, -1)))
+    means = _ratio(joints, counts)
+    known = counts > 0
+    return _ratio(np.where(known, means, 0).sum(axis=(-2, -1)), known.sum(axis=(-2, -1)))
+
+
+def _ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
+    # A resample that leaves out the only failure has 0·inf in its sums; its interval is not reported.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(count > 0, total / count, np.nan)
+
+
+# ---------------------------------------------------------------- summary
+
+KINDS = ("none", "single", "interacting")       # samples by the number of hands whose wrist is annotated
+
+
+def summarise(protocol: Protocol, table: np.ndarray, resamples: np.ndarray | None = None) -> dict[str, Any]:
     """Means in millimetres as plain JSON values; None where no sample can be scored.
 
-    Holds `mpjpe`, `mpvpe`, `mrrpe` over everything, the same for samples with a single annotated hand and with both
-    (`groups`), for each hand (`hands`) and each joint, and the number of samples behind them. `auc` is the area
-    under the share of joints within t, t from 0 to 50 mm, in percent, without sampling thresholds.
+    table: (G, 3, F), the sums of each recording and kind (`KINDS`).  resamples: (R, G), how often each of R bootstrap
+    resamples takes each recording; None leaves the intervals out.
+
+    Holds the figures of `averages` over everything with their 95 % intervals, the same for samples with a single
+    annotated hand and with both (`groups`), means for each hand and each joint, and the numbers behind them.
     """
-    both = errors.annotated.all(axis=1)
-    groups = {"all": errors, "single": errors.take(errors.annotated.any(axis=1) & ~both),
-              "interacting": errors.take(both)}
-    pooled = errors.joints[~np.isnan(errors.joints)]
-    failed = np.isinf(errors.joints).any(axis=(1, 2)) | np.isinf(errors.vertices).any(axis=1)
+    total = unpack(table.sum(axis=(0, 1)))
+    kinds = {"all": table.sum(axis=1), **{name: table[:, KINDS.index(name)] for name in KINDS[1:]}}
     return {
-        "protocol": {"name": protocol.name, "root": MANO21.names[protocol.root], "scaled": protocol.scaled,
-                     "tip_vertices": list(protocol.tip_vertices), "averaging": protocol.averaging},
-        **_means(protocol, errors),
-        "mpjpe_no_root": _mean_joints(protocol, np.delete(errors.joints, protocol.root, axis=2)),
-        "auc": _mean(100 * np.maximum(0, 1 - pooled / _AUC_END)),
-        "groups": {name: _means(protocol, group) | {"samples": len(group.index)} for name, group in groups.items()},
-        "hands": {hand.label: _hand_means(errors, hand) for hand in Hand},
-        "counts": {"samples": len(errors.index), "mpjpe": int(pooled.size), "mpvpe": _count(errors.vertices),
-                   "mrrpe": _count(errors.relative), "not_finite": int((failed | np.isinf(errors.relative)).sum())},
+        "protocol": protocol.definition(),
+        **_plain(averages(protocol, total)),
+        "mean_scale": _number(_ratio(total.scale.sum(), total.scale_n.sum())),
+        "interval_95": _intervals(protocol, kinds["all"], resamples),
+        "groups": {name: _group(protocol, group, resamples) for name, group in kinds.items()},
+        "hands": {hand.label: _hand_means(total, hand) for hand in Hand},
+        "counts": {"samples": int(total.samples), "mpjpe": int(total.joints_n.sum()),
+                   "mpvpe": int(total.vertices_n.sum()), "mrrpe": int(total.relative_n),
+                   **({"rrve": int(total.pair_n)} if "rrve" in protocol.metrics else {})},
     }
 
 
 def report_lines(summary: dict[str, Any]) -> list[str]:
     """The lines that evaluations of this family print."""
+    metrics = [metric for metric in ("mpjpe", "mpvpe") if metric in summary["protocol"]["metrics"]]
     lines = [f"{metric.upper()} for {group} hand sequences: {_millimetres(summary['groups'][group][metric])}"
-             for metric in ("mpjpe", "mpvpe") for group in ("all", "single", "interacting")]
-    return [*lines, f"MRRPE: {_millimetres(summary['mrrpe'])}"]
+             for metric in metrics for group in ("all", "single", "interacting")]
+    return [*lines, *(f"{metric.upper()}: {_millimetres(summary[metric])}" for metric in ("mrrpe", "rrve")
+                      if metric in summary["protocol"]["metrics"])]
 
 
-def _means(protocol: Protocol, errors: SampleErrors) -> dict[str, float | None]:
-    return {"mpjpe": _mean_joints(protocol, errors.joints), "mpvpe": _mean(errors.vertices),
-            "mrrpe": _mean(errors.relative)}
+def interval_95(values: np.ndarray) -> np.ndarray:
+    """2.5 and 97.5 percentile (2, …) over the resamples (R, …) that have a value; NaN where none has."""
+    known = ~np.isnan(values)
+    filled = np.where(known.any(axis=0), values, 0.0)
+    bounds = np.nanpercentile(filled, (2.5, 97.5), axis=0)
+    return np.where(known.any(axis=0), bounds, np.nan)
 
 
-def _hand_means(errors: SampleErrors, hand: Hand) -> dict[str, Any]:
-    joints = errors.joints[:, hand]
+def _group(protocol: Protocol, group: np.ndarray, resamples: np.ndarray | None) -> dict[str, Any]:
+    total = unpack(group.sum(axis=0))
+    figures = _plain(averages(protocol, total))
+    intervals = _intervals(protocol, group, resamples)
+    kept = [name for name in ("mpjpe", "mpvpe", "mrrpe", "rrve") if name in figures]
+    return {name: figures[name] for name in kept} | {
+        "interval_95": intervals and {name: intervals[name] for name in kept}, "samples": int(total.samples)}
+
+
+def _intervals(protocol: Protocol, table: np.ndarray, resamples: np.ndarray | None) -> dict[str, Any] | None:
+    """[low, high] of each figure of sums (G, F); None for a figure that is not finite or has no value, and for all of
+    them where fewer than two recordings have samples: drawing the same one again says nothing."""
+    if resamples is None or (unpack(table).samples > 0).sum() < 2:
+        return None
+    with np.errstate(invalid="ignore"):         # 0·inf, where a prediction is not finite
+        drawn = averages(protocol, unpack(resamples @ table))
+    values = averages(protocol, unpack(table.sum(axis=0)))
+    return {name: interval_95(drawn[name]).tolist() if np.isfinite(value) else None for name, value in values.items()}
+
+
+def _hand_means(total: Sums, hand: Hand) -> dict[str, Any]:
+    joints, counts = total.joints[hand], total.joints_n[hand]
     return {
-        "mpjpe": _mean(joints), "mpvpe": _mean(errors.vertices[:, hand]), "scale": _mean(errors.scale[:, hand]),
-        "joints": {name: _mean(joints[:, joint]) for joint, name in enumerate(MANO21.names)},
-        "samples": _count(errors.scale[:, hand]),
+        "mpjpe": _number(_ratio(joints.sum(), counts.sum())),
+        "mpvpe": _number(_ratio(total.vertices[hand], total.vertices_n[hand])),
+        "scale": _number(_ratio(total.scale[hand], total.scale_n[hand])),
+        "joints": dict(zip(MANO21.names, map(_number, _ratio(joints, counts)), strict=True)),
+        "samples": int(total.scale_n[hand]),
     }
 
 
-def _mean_joints(protocol: Protocol, joints: np.ndarray) -> float | None:
-    """Mean of joint errors (N, 2, n) in the protocol's order."""
-    if protocol.averaging == "flat":
-        return _mean(joints)
-    means = [_mean(joints[:, hand, joint]) for hand, joint in np.ndindex(joints.shape[1:])]
-    return _mean(np.array([mean for mean in means if mean is not None]))
+def _plain(figures: dict[str, np.ndarray]) -> dict[str, float | None]:
+    return {name: _number(value) for name, value in figures.items()}
 
 
-def _mean(values: np.ndarray) -> float | None:
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if values.size else None
-
-
-def _count(values: np.ndarray) -> int:
-    return int((~np.isnan(values)).sum())
+def _number(value: np.ndarray) -> float | None:
+    return None if np.isnan(value) else float(value)
 
 
 def _millimetres(value: float | None) -> str:

@@ -8,14 +8,17 @@ from pathlib import Path
 
 from common.engine.build import ROOT, refuse_changes
 from common.engine.checkpoint import load_snapshot, snapshot_path
-from common.engine.evaluator import Evaluator, report
+from common.engine.evaluator import Evaluator, report, samples_sha256, write_samples
 from common.engine.launch import GPU_FORMS, Process, launch
 from common.engine.log import start_log
 from common.errors import EXIT_OK, run_entry_point
-from main.config import changed_config, config_from_dict, config_to_dict
+from common.plots import write_curves
+from common.predictions import Origin, PredictionWriter, join_parts
+from main.config import changed_config, config_from_dict, config_to_dict, mano_overrides
 
 
-def test(output: Path, epoch: int, overrides: list[str], process: Process) -> int:
+def test(output: Path, epoch: int, overrides: list[str], dump: Path | None, predictions: Path | None,
+         process: Process) -> int:
     start_log(output / "log" / "test.log", is_main=process.is_main)
     path = snapshot_path(output / "model_dump", epoch)
     snapshot, sha256 = load_snapshot(path)
@@ -23,14 +26,27 @@ def test(output: Path, epoch: int, overrides: list[str], process: Process) -> in
     config = changed_config(stored, overrides)
     refuse_changes(stored, config, str(path))
 
-    scores = Evaluator.build(config, snapshot, str(path), process).run()
+    writer = PredictionWriter(predictions, process.rank) if predictions else None
+    evaluator = Evaluator.build(config, snapshot, str(path), process, save=writer and writer.add)
+    tally = evaluator.run()
+    if writer:
+        writer.close()
+    process.gather(None)        # the predictions of all processes are on disk
     if not process.is_main:
         return EXIT_OK
+    if predictions:
+        origin = Origin(config.data.testset, config.data.test_split, snapshot.hand_model)
+        join_parts(predictions, process.world_size, origin, evaluator.sample_id)
+    curves = write_curves(tally, evaluator.protocol, output / "result" / "curves", config.test.bins)
     data = {"name": config.data.testset, "split": config.data.test_split, "root": Path(config.data.root).name,
-            "filter": config.data.filter, "box_source": config.data.box_source}
-    facts = {"data": data, "hand_model": snapshot.hand_model, "checkpoint_sha256": sha256, "epoch": epoch,
-             "config": config_to_dict(config)}
-    return report(scores, facts, output / "result")
+            "filter": config.data.filter, "box_source": config.data.box_source,
+            "samples_sha256": samples_sha256(evaluator.size, evaluator.sample_id)}
+    facts = {"curves": curves, "data": data, "hand_model": snapshot.hand_model, "checkpoint_sha256": sha256,
+             "epoch": epoch, "config": config_to_dict(config)}
+    code = report(evaluator.scores(), facts, output / "result")
+    if dump:
+        write_samples(dump, tally, evaluator.sample_id)
+    return code
 
 
 def main() -> int:
@@ -39,13 +55,29 @@ def main() -> int:
     parser.add_argument("--test_epoch", type=int, required=True, help="N of snapshot_N.pth.tar")
     parser.add_argument("--testset", help="short for --set data.testset=NAME")
     parser.add_argument("--split", help="short for --set data.test_split=NAME")
+    parser.add_argument("--protocol", help="short for --set test.protocol=NAME: whose numbers are printed and drawn")
+    parser.add_argument("--pck_exclude_root", action="store_const", const="true",
+                        help="short for --set test.pck_exclude_root=true: PCK and AUC without the aligned joint")
+    parser.add_argument("--pck_strict", action="store_const", const="true",
+                        help="short for --set test.pck_strict=true: PCK counts errors below the threshold only")
+    parser.add_argument("--bins", nargs="+", metavar="EDGE",
+                        help="short for --set test.bins=[EDGE,…]: edges of the bins of the asymmetry curve")
+    parser.add_argument("--dump", type=Path, metavar="FILE.npz", help="write the errors of each sample")
+    parser.add_argument("--save_predictions", type=Path, metavar="FILE.npz",
+                        help="write the predictions, which tool/evaluate.py can score again")
+    parser.add_argument("--mano", metavar="FOLDER",
+                        help="where the MANO files are, for a snapshot that was trained with them")
     parser.add_argument("--output", default="output", help="the run's output folder; relative to the repository")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
                         help="change data and test options, for example data.root=FOLDER")
     args = parser.parse_args()
-    chosen = {"data.testset": args.testset, "data.test_split": args.split}
+    chosen = {"data.testset": args.testset, "data.test_split": args.split, "test.protocol": args.protocol,
+              "test.pck_exclude_root": args.pck_exclude_root, "test.pck_strict": args.pck_strict,
+              "test.bins": args.bins and f"[{','.join(args.bins)}]"}
     overrides = [*args.set, *(f"{key}={value}" for key, value in chosen.items() if value is not None)]
-    return launch(partial(test, ROOT / args.output, args.test_epoch, overrides), args.gpu)
+    overrides += mano_overrides(args.mano)
+    return launch(partial(test, ROOT / args.output, args.test_epoch, overrides, args.dump, args.save_predictions),
+                  args.gpu)
 
 
 if __name__ == "__main__":

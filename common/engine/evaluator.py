@@ -1,5 +1,6 @@
 """Testing: one pass over a test set, scored under every protocol."""
 
+import hashlib
 import json
 import logging
 import math
@@ -8,29 +9,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from common.engine.bad_samples import BadSamples
 from common.engine.build import configured_dataset, configured_hand_model, trained_model
 from common.engine.checkpoint import Snapshot, write_atomically
 from common.engine.launch import Process
-from common.engine.loading import batches, build_loader, predict
-from common.errors import EXIT_OK, EXIT_SOME_FAILED, UserError
+from common.engine.loading import batches, build_loader, map_tensors, predict
+from common.errors import EXIT_OK, EXIT_SOME_FAILED
 from common.mano import check_same_model
-from common.metrics import (
-    PROTOCOLS,
-    Protocol,
-    SampleErrors,
-    hand_errors,
-    merge_errors,
-    mesh_errors,
-    report_lines,
-    summarise,
-)
+from common.metrics import PckOptions, PredictedHands, protocol_named, report_lines
+from common.scoring import EVERY_PROTOCOL, Scorer, Tally
 from common.types import HandPrediction, Stages, TwoHandBatch
 from data.dataset import EpochSampler, TwoHandDataset
-from main.config import Config
+from main.config import Config, TestConfig
 
 log = logging.getLogger(__name__)
 
@@ -38,76 +33,90 @@ log = logging.getLogger(__name__)
 class Evaluator:
     """Scores a model on a dataset, alone or as one of several processes. Start at `run`; `build` makes the parts.
 
-    predict: from a batch to its predictions.  protocol: whose numbers are printed, and used for the rough mesh and
-    for the baseline, which predicts `mean_joints` (2, 21, 3) for every sample.
+    predict: from a batch to its predictions.  mean_joints: (2, 21, 3), what the baseline predicts for every sample.
+    settings: its protocol is the one whose numbers are printed, and used for the rough mesh and the baseline.
+    save: called with the indices (B,) of each batch and its predictions; no sample comes twice.
     """
 
     def __init__(self, predict: Callable[[TwoHandBatch], Stages], dataset: TwoHandDataset, mean_joints: Tensor, *,
-                 protocol: str, batch_size: int, workers: int, process: Process):
-        if protocol not in PROTOCOLS:
-            raise UserError(f"test.protocol is '{protocol}'.", f"It must be one of: {', '.join(PROTOCOLS)}.")
-        self.predict, self.dataset, self.protocol, self.process = predict, dataset, PROTOCOLS[protocol], process
-        self.regressor = dataset.reader.hand_model.regressor.to(process.device)     # (2, 16, 778)
+                 settings: TestConfig, workers: int, process: Process,
+                 save: Callable[[Tensor, HandPrediction], None] | None = None):
+        self.predict, self.process, self.save = predict, process, save
+        self.size, self.sample_id = len(dataset), dataset.reader.sample_id
+        self.bad = BadSamples(dataset.reader, process)
+        self.protocol = protocol_named(settings.protocol)
         self.mean_joints = mean_joints.to(process.device)
+        self.scorers = _scorers(dataset, settings, process)
         sampler = EpochSampler(len(dataset), shuffle=False, rank=process.rank, world_size=process.world_size)
-        self.loader = build_loader(dataset, sampler, batch_size=batch_size, workers=workers, device=process.device,
-                                   drop_last=False)
+        self.loader = build_loader(dataset, sampler, batch_size=settings.batch_size, workers=workers,
+                                   device=process.device, drop_last=False)
 
     @classmethod
-    def build(cls, config: Config, snapshot: Snapshot, where: str, process: Process) -> "Evaluator":
+    def build(cls, config: Config, snapshot: Snapshot, where: str, process: Process,
+              save: Callable[[Tensor, HandPrediction], None] | None = None) -> "Evaluator":
         """The evaluator that a configuration describes, for the model of the snapshot `where`."""
         hand_model = configured_hand_model(config)
         check_same_model(hand_model.identity, snapshot.hand_model, where)
         dataset = configured_dataset(config, hand_model, config.data.testset, config.data.test_split, augmented=False)
         model = trained_model(config, hand_model, snapshot.model, where).to(process.device).eval()
-        return cls(partial(predict, model), dataset, snapshot.mean_joints, protocol=config.test.protocol,
-                   batch_size=config.test.batch_size, workers=config.data.workers, process=process)
+        return cls(partial(predict, model), dataset, snapshot.mean_joints, settings=config.test,
+                   workers=config.data.workers, process=process, save=save)
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Tally:
+        """Predict and score every sample. The tally of all processes, in every one of them; `scores` reads it."""
+        faults = {}
+        for batch in self._batches():
+            faults |= {index: code for index, code in zip(batch.index.tolist(), batch.fault.tolist(), strict=True)
+                       if code}
+            self._score(self._own_samples(batch))
+        self.bad.add(faults)
+        self.tallies = {name: Tally.merged(self.process.gather(scorer.tally)) for name, scorer in self.scorers.items()}
+        return self.tallies["final"]
+
+    def scores(self) -> dict[str, Any]:
         """Scores in mm as plain values, the same in every process whatever the batch size and the number of processes.
 
-        `protocols` by name (see common.metrics.summarise), `rough`, `baseline`, `counts`, and `protocol`, the name of
-        the one that the last three follow.
+        `protocols`, `counts`, `intervals` and `pck` of `common.scoring.Tally.summary`, `rough`, `baseline`, `unusable`
+        samples by reason, and `protocol`, the name of the one that `counts`, `rough` and `baseline` follow.
         """
-        own = _merged([self._errors(batch) for batch in self._batches()])
-        errors = _merged(self.process.gather(own))
-
-        summaries = {name: summarise(protocol, errors[name]) for name, protocol in PROTOCOLS.items()}
-        rough, baseline = (summarise(self.protocol, errors[name]) for name in ("rough", "baseline"))
-        return {
-            "protocol": self.protocol.name,
-            "protocols": summaries,
+        name = self.protocol.name
+        final = self.tallies["final"].summary()
+        rough, baseline = (self.tallies[stage].summary()["protocols"][name] for stage in ("rough", "baseline"))
+        return final | {
+            "protocol": name,
             "rough": {"mpjpe": rough["mpjpe"], "mpvpe": rough["mpvpe"]},
             "baseline": {"mean_pose": {"mpjpe": baseline["mpjpe"]}},
-            "counts": summaries[self.protocol.name]["counts"],
+            "counts": final["protocols"][name]["counts"] | {"unusable": len(self.bad)},
+            "unusable": self.bad.reasons(),
         }
 
     def _batches(self) -> Iterable[TwoHandBatch]:
         return tqdm(batches(self.loader, self.process.device), total=len(self.loader), desc="test", leave=False,
                     disable=None if self.process.is_main else True)
 
+    def _own_samples(self, batch: TwoHandBatch) -> TwoHandBatch:
+        """The batch without the samples that the sampler repeats to give every process the same number."""
+        own = batch.index % self.process.world_size == self.process.rank
+        return batch if own.all() else map_tensors(lambda tensor: tensor[own], batch)
+
     @torch.inference_mode()
-    def _errors(self, batch: TwoHandBatch) -> dict[str, SampleErrors]:
-        """A row for each sample: final mesh under every protocol, rough mesh and baseline under the printed one."""
+    def _score(self, batch: TwoHandBatch) -> None:
+        if not len(batch.index):
+            return
         stages = self.predict(batch)
-        mean = self.mean_joints.expand(len(batch.index), -1, -1, -1)
-
-        def errors(protocol: Protocol, hands: HandPrediction) -> SampleErrors:
-            return mesh_errors(protocol, hands.vertices, hands.relative, batch.targets, batch.index, self.regressor)
-
-        return {
-            **{name: errors(protocol, stages.final) for name, protocol in PROTOCOLS.items()},
-            "rough": errors(self.protocol, stages.mesh),
-            "baseline": hand_errors(self.protocol, mean, batch.targets, batch.index),
-        }
+        mean_pose = PredictedHands(joints=self.mean_joints.expand(len(batch.index), -1, -1, -1))
+        hands = {"final": _predicted(stages.final), "rough": _predicted(stages.mesh), "baseline": mean_pose}
+        for name, scorer in self.scorers.items():
+            scorer.add(hands[name], batch.targets, batch.index)
+        if self.save is not None:
+            self.save(batch.index, stages.final)
 
 
 def report(scores: dict[str, Any], facts: dict[str, Any], folder: Path) -> int:
     """Print the scores and write them with `facts` to folder/metrics.json. Exit code: 0, or 4 if the model predicted
-    numbers that are not finite."""
+    numbers that are not finite or if samples could not be used."""
     path = folder / "metrics.json"
-    text = json.dumps(_finite(scores | facts), indent=2, allow_nan=False)
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_json(path, scores | facts)
 
     name, rough, mean_pose = scores["protocol"], scores["rough"], scores["baseline"]["mean_pose"]["mpjpe"]
     final = scores["protocols"][name]
@@ -117,20 +126,64 @@ def report(scores: dict[str, Any], facts: dict[str, Any], folder: Path) -> int:
         log.info("Rough mesh: MPJPE %.2f mm, MPVPE %s mm", rough["mpjpe"], _text(rough["mpvpe"]))
         log.info("Mean-pose baseline: MPJPE %.2f mm; the model's is %.3f of it", mean_pose, final["mpjpe"] / mean_pose)
     log.info("%d samples under the protocol '%s'; all numbers are in %s", scores["counts"]["samples"], name, path)
-    failed = scores["counts"]["not_finite"]
+    chosen = facts.get("data", {}).get("filter")
+    if chosen is not None and chosen != final["protocol"]["set"]:
+        log.info("The authors of '%s' score the set '%s'; these numbers are of '%s'.", name, final["protocol"]["set"],
+                 chosen)
+    failed, unusable = scores["counts"]["not_finite"], scores["counts"]["unusable"]
     if failed:
         log.error("%d samples have predictions that are not finite.", failed)
-    return EXIT_SOME_FAILED if failed else EXIT_OK
+    if unusable:
+        log.error("%d samples cannot be used and are in no figure: %s.", unusable, scores["unusable"])
+    return EXIT_SOME_FAILED if failed or unusable else EXIT_OK
 
 
-def _merged(tables: list[dict[str, SampleErrors]]) -> dict[str, SampleErrors]:
-    return {name: merge_errors([table[name] for table in tables]) for name in tables[0]}
+def samples_sha256(size: int, sample_id: Callable[[int], str]) -> str:
+    """Digest of the samples' names in their order: equal for two tests of the same samples, wherever they lie."""
+    digest = hashlib.sha256()
+    for index in range(size):
+        digest.update(f"{sample_id(index)}\n".encode())
+    return digest.hexdigest()
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write plain values atomically; a number that JSON cannot hold becomes null."""
+    text = json.dumps(_finite(values), indent=2, allow_nan=False)
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_samples(path: Path, tally: Tally, sample_id: Callable[[int], str]) -> None:
+    """Write a row for each sample (`Tally.samples`) as an .npz file: one array for each column, besides `image`, the
+    samples' names, and `protocols`, the names of the second axis."""
+    samples = tally.samples()
+    columns = {name: samples[name] for name in samples.dtype.names if name != "recording"}
+    columns["image"] = np.array([sample_id(index) for index in samples["index"].tolist()])
+    columns["recording"] = np.array(list(tally.recordings))[samples["recording"]]
+    columns["protocols"] = np.array([protocol.name for protocol in tally.protocols])
+    write_atomically(path, lambda file: np.savez_compressed(file, **columns))
+
+
+def _scorers(dataset: TwoHandDataset, settings: TestConfig, process: Process) -> dict[str, Scorer]:
+    """The final mesh is scored under every protocol, the rough one and the baseline under the printed one."""
+    reader = dataset.reader
+    regressor = reader.hand_model.regressor.to(process.device)      # (2, 16, 778)
+    pck = PckOptions(settings.pck_exclude_root, settings.pck_strict)
+    printed = (protocol_named(settings.protocol),)
+    chosen = {"final": EVERY_PROTOCOL, "rough": printed, "baseline": printed}
+    return {name: Scorer(regressor, len(reader), reader.sample_id, protocols=protocols, pck=pck,
+                         keep_samples=name == "final") for name, protocols in chosen.items()}
+
+
+def _predicted(hands: HandPrediction) -> PredictedHands:
+    return PredictedHands(hands.vertices, hands.joints, hands.relative)
 
 
 def _finite(values: Any) -> Any:
     """`values` with None in place of numbers that JSON cannot hold; `not_finite` in the counts tells of them."""
     if isinstance(values, dict):
         return {key: _finite(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [_finite(value) for value in values]
     if isinstance(values, float) and not math.isfinite(values):
         return None
     return values

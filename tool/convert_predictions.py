@@ -1,0 +1,178 @@
+"""Predictions of other programs into a prediction file, and back.
+
+    python tool/convert_predictions.py import interwild FOLDER FILE.npz [--suffix .jpg]
+    python tool/convert_predictions.py import matrices ARRAYS.npz FILE.npz [--unit mm] [--pivot mano]
+    python tool/convert_predictions.py import points ARRAYS.npz FILE.npz [--unit mm] [--order interhand21]
+    python tool/convert_predictions.py export interwild FILE.npz FOLDER
+
+`export matrices` and `export points` take the same options as their imports. docs/predictions.md describes FILE.npz,
+which tool/evaluate.py scores. In all forms: camera frame x right, y down, z forward; in arrays the right hand comes
+first; `image` (N,) names the samples as the data set does (InterHand2.6M: the image's file_name); `predicted`
+(N, 2) bool, true where left out, says which hands there are.
+
+interwild  NAME_right.json and NAME_left.json with root_pose (3), hand_pose (45), shape (10) and root_trans (3).
+           Axis-angles in radian, flat_hand_mean=False: the hand model adds its mean pose to hand_pose. The posed mesh
+           is moved so that the wrist regressed from it is at root_trans, metres; between the two hands only the
+           difference of root_trans is scored. The sample's name is the key `image`, else NAME with --suffix. A
+           missing file is a hand that is not predicted.
+matrices   rotations (N, 2, 16, 3, 3) in MANO's joint order, flat_hand_mean=True: the mean pose is inside them.
+           shape (N, 2, 10). translation (N, 2, 3) in --unit; --pivot says what it is.
+points     vertices (N, 2, 778, 3) and joints (N, 2, 21, 3), or one of them, in --unit and --frame, the joints in
+           --order. With --frame wrist also relative (N, 3), left wrist minus right wrist, where it is known.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np  # noqa: E402
+
+from common.conversion import (  # noqa: E402
+    JOINT_SETS,
+    METRES,
+    Form,
+    Matrices,
+    Points,
+    from_matrices,
+    from_points,
+    mirrored_left,
+    to_matrices,
+    to_points,
+)
+from common.engine.build import configured_hand_model  # noqa: E402
+from common.engine.checkpoint import write_atomically  # noqa: E402
+from common.errors import UserError, run_entry_point  # noqa: E402
+from common.interwild import read_interwild, write_interwild  # noqa: E402
+from common.mano import HandModel  # noqa: E402
+from common.predictions import (  # noqa: E402
+    ROW_SHAPES,
+    Origin,
+    PredictionFile,
+    Predictions,
+    native,
+    write_predictions,
+)
+from main.config import load_config, mano_overrides  # noqa: E402
+
+
+def main() -> None:
+    args = _parse_args()
+    if args.direction == "import":
+        config = load_config("lgnet", [*args.set, *mano_overrides(args.mano)])
+        model = configured_hand_model(config)
+        predictions = _import(args, model)
+        origin = Origin(config.data.testset, config.data.test_split, model.identity)
+        write_predictions(args.target, origin, predictions)
+        PredictionFile(args.target).take(slice(None))       # complains of what tool/evaluate.py would complain of
+    else:
+        file = PredictionFile(args.source)
+        origin = file.origin
+        named = f"hand_model.name={origin.hand_model['name']}"
+        model = configured_hand_model(load_config("lgnet", [named, *args.set, *mano_overrides(args.mano)]))
+        file.check_hand_model(model)
+        predictions = file.take(slice(None))
+        if args.form != "points" and predictions.vertices is not None:
+            print("Only parameters are written; the meshes of the file can differ from what they pose.")
+        _export(args, model, predictions)
+    right, left = predictions.predicted.sum(axis=0)
+    print(f"{args.target}: {len(predictions.image)} samples of {origin.dataset} {origin.split}, {right} right and "
+          f"{left} left hands.")
+
+
+def _import(args: argparse.Namespace, model: HandModel) -> Predictions:
+    if args.form == "interwild":
+        return read_interwild(args.source, model, args.suffix)
+    if args.form == "matrices":
+        form = _seen(args, _read_form(Matrices, args.source))
+        return from_matrices(form, model, unit=args.unit, pivot=args.pivot)
+    form = _seen(args, _read_form(Points, args.source))
+    if args.frame == "camera" and form.relative is not None:
+        raise UserError(f"{args.source} holds 'relative', which points in the camera frame say already.",
+                        "Use --frame wrist if each hand is relative to its own wrist, or leave 'relative' out.")
+    return from_points(form, model, unit=args.unit, order=args.order, frame=args.frame)
+
+
+def _export(args: argparse.Namespace, model: HandModel, predictions: Predictions) -> None:
+    if args.form == "interwild":
+        write_interwild(args.target, predictions, model)
+    elif args.form == "matrices":
+        _write_form(args.target, _seen(args, to_matrices(predictions, model, unit=args.unit, pivot=args.pivot)))
+    else:
+        form = to_points(predictions, model, unit=args.unit, order=args.order, frame=args.frame)
+        _write_form(args.target, _seen(args, form))
+
+
+def _seen(args: argparse.Namespace, form: Form) -> Form:
+    return mirrored_left(form) if args.left_hand == "mirrored" else form
+
+
+def _read_form(kind: type[Form], path: Path) -> Form:
+    """The arrays of a form; UserError for those that are missing, unknown or of another shape."""
+    shapes = ROW_SHAPES | {"image": (), "predicted": (2,), "translation": (2, 3)}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, KeyError) as error:
+        raise UserError(f"{path} is not an .npz file of plain arrays: {' '.join(str(error).split())}.") from None
+    unknown = set(arrays) - set(kind._fields)
+    if unknown or "image" not in arrays or not arrays["image"].size:
+        raise UserError(f"{path} holds {', '.join(arrays)}.", f"It must hold some of {', '.join(kind._fields)}.")
+    count = arrays["image"].size
+    arrays.setdefault("predicted", np.ones((count, 2), dtype=bool))
+    for name, values in arrays.items():
+        wanted = {"image": "US", "predicted": "b"}.get(name, "f")
+        if values.shape != (count, *shapes[name]) or values.dtype.kind not in wanted:
+            raise UserError(f"{path}: {name} has the type {values.dtype} and the shape {values.shape}.",
+                            f"The shape must be {(count, *shapes[name])}, as 'image' has {count} names.")
+        arrays[name] = native(values) if wanted == "f" else values
+    missing = {"rotations", "shape", "translation"} - set(arrays) if kind is Matrices else ()
+    if missing or (kind is Points and not {"vertices", "joints"} & set(arrays)):
+        raise UserError(f"{path} lacks {' and '.join(missing) or 'vertices or joints'}.")
+    return kind(**{name: arrays.get(name) for name in kind._fields})
+
+
+def _write_form(path: Path, form: Form) -> None:
+    arrays = {name: values for name, values in form._asdict().items() if values is not None}
+    write_atomically(path, lambda file: np.savez(file, **arrays))
+
+
+def _parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    directions = parser.add_subparsers(dest="direction", required=True)
+    for direction in ("import", "export"):
+        forms = directions.add_parser(direction).add_subparsers(dest="form", required=True)
+        for form in ("interwild", "matrices", "points"):
+            _add_arguments(forms.add_parser(form), direction, form)
+    return parser.parse_args()
+
+
+def _add_arguments(parser: argparse.ArgumentParser, direction: str, form: str) -> None:
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path)
+    parser.add_argument("--mano", metavar="FOLDER", help="where the MANO files are, for predictions made with them")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
+                        help="what the predictions are for: data.testset=HIC data.test_split=test")
+    if form == "interwild":
+        if direction == "import":
+            parser.add_argument("--suffix", default=".jpg", help="of pictures that a file does not name")
+        return
+    parser.add_argument("--unit", choices=METRES, default="m", help="of lengths")
+    parser.add_argument("--left_hand", choices=["own", "mirrored"], default="own",
+                        help="mirrored: left hands are right hands seen in a mirror across x = 0, with their "
+                             "translation, as models for right hands alone give them")
+    if form == "matrices":
+        parser.add_argument("--pivot", choices=["wrist", "mano"], default="wrist",
+                            help="wrist: the translation is where the wrist regressed from the posed mesh ends up; "
+                                 "mano: it is added to the vertices as MANO poses them, turned about the resting "
+                                 "hand's wrist joint ('transl' of smplx, 'trans' of InterHand2.6M)")
+    else:
+        parser.add_argument("--order", choices=JOINT_SETS, default="mano21", help="of the joints")
+        parser.add_argument("--frame", choices=["wrist", "camera"], default="wrist",
+                            help="wrist: each hand is relative to its own wrist; camera: both are in one frame with "
+                                 "the camera's axes")
+
+
+if __name__ == "__main__":
+    run_entry_point(main)

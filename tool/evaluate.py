@@ -1,0 +1,177 @@
+"""Score a prediction file without the model that made it.
+
+    python tool/evaluate.py FILE.npz --set data.root=FOLDER [--protocol interwild] [--mano FOLDER] [--allow_missing]
+
+FILE.npz comes from `main/test.py --save_predictions` or from `tool/convert_predictions.py`; docs/predictions.md
+describes it. Every protocol is computed, the chosen one is printed. The data set, its split and the hand model are
+those that the file names; samples are joined by name, so neither their order nor the folder of the set matters.
+Writes metrics.json and the curves into FILE_scores. Exit code 4: some predictions are not finite, or some samples of
+the test set cannot be used.
+"""
+
+import argparse
+import hashlib
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from common.conversion import wrist_relative_meshes  # noqa: E402
+from common.engine.bad_samples import BadSamples  # noqa: E402
+from common.engine.build import configured_dataset, configured_hand_model  # noqa: E402
+from common.engine.evaluator import samples_sha256, write_json  # noqa: E402
+from common.engine.launch import Process  # noqa: E402
+from common.engine.loading import batches, build_loader  # noqa: E402
+from common.errors import EXIT_OK, EXIT_SOME_FAILED, UserError, run_entry_point  # noqa: E402
+from common.mano import ManoLayer  # noqa: E402
+from common.metrics import PckOptions, PredictedHands, protocol_named, report_lines  # noqa: E402
+from common.plots import write_curves  # noqa: E402
+from common.predictions import PredictionFile, Predictions  # noqa: E402
+from common.scoring import Scorer, Tally  # noqa: E402
+from data.dataset import TwoHandDataset  # noqa: E402
+from data.schema import Reader  # noqa: E402
+from main.config import Config, load_config, mano_overrides  # noqa: E402
+
+
+def main() -> int:
+    args = _parse_args()
+    file = PredictionFile(args.file)
+    chosen = [] if args.protocol is None else [f"test.protocol={args.protocol}"]
+    config = configure(file, [*args.set, *chosen, *mano_overrides(args.mano)])
+    protocol = protocol_named(config.test.protocol)
+    dataset = open_dataset(file, config)
+    reader = dataset.reader
+    print(reader.summary)
+    bad = BadSamples(reader, Process(torch.device("cpu")))
+    tally = score(file, join(file, reader, allow_missing=args.allow_missing), dataset, config, bad)
+    scores = tally.summary(allow_missing=args.allow_missing)
+
+    folder = args.output or args.file.with_name(f"{args.file.stem}_scores")
+    facts = {
+        "protocol": protocol.name,
+        "counts": scores["protocols"][protocol.name]["counts"] | {"unusable": len(bad)},
+        "unusable": bad.reasons(),
+        "curves": write_curves(tally, protocol, folder / "curves", config.test.bins),
+        "data": {"name": file.origin.dataset, "split": file.origin.split, "root": Path(config.data.root).name,
+                 "filter": config.data.filter, "box_source": config.data.box_source,
+                 "samples_sha256": samples_sha256(len(reader), reader.sample_id)},
+        "hand_model": reader.hand_model.identity,
+        "predictions": {"file": args.file.name, "sha256": _sha256(args.file), "samples": len(file)},
+        "test": asdict(config.test),
+    }
+    write_json(folder / "metrics.json", scores | facts)
+    return _report(scores | facts, folder)
+
+
+def configure(file: PredictionFile, overrides: list[str]) -> Config:
+    """The configuration with the data set and the hand model of the file, changed by `a.b=c` overrides."""
+    origin = file.origin
+    named = [f"data.testset={origin.dataset}", f"data.test_split={origin.split}",
+             f"hand_model.name={origin.hand_model['name']}"]
+    config = load_config("lgnet", [*named, *overrides])
+    if (config.data.testset, config.data.test_split) != (origin.dataset, origin.split):
+        raise UserError(f"{file.path} holds predictions for {origin.dataset} {origin.split}, not for "
+                        f"{config.data.testset} {config.data.test_split}.", "Leave data.testset and test_split out.")
+    return config
+
+
+def open_dataset(file: PredictionFile, config: Config) -> TwoHandDataset:
+    """The test set that the configuration names; UserError if the file belongs to another hand model."""
+    hand_model = configured_hand_model(config)
+    file.check_hand_model(hand_model)
+    return configured_dataset(config, hand_model, config.data.testset, config.data.test_split, augmented=False)
+
+
+def join(file: PredictionFile, reader: Reader, *, allow_missing: bool) -> np.ndarray:
+    """The row of the file for each sample of the test set (N,), −1 where there is none.
+
+    Raises UserError if the two do not hold the same samples, unless that is allowed: then it is said.
+    """
+    row_of = {image: row for row, image in enumerate(file.image.tolist())}
+    ids = [reader.sample_id(index) for index in range(len(reader))]
+    rows = np.array([row_of.get(image, -1) for image in ids])
+    unknown = row_of.keys() - set(ids)
+    problems = []
+    if (rows < 0).any():
+        problems.append(f"{(rows < 0).sum()} of the {len(ids)} samples of the test set have no prediction, the first "
+                        f"is '{ids[rows.argmin()]}'")
+    if unknown:
+        problems.append(f"{len(unknown)} of the {len(file)} predictions are for samples that are not in the test set, "
+                        f"such as '{min(unknown)}'")
+    if problems and (not allow_missing or (rows < 0).all()):
+        raise UserError(f"{file.path} does not fit the test set: {'; '.join(problems)}.",
+                        "Is --set data.filter, data.root or the split another one? --allow_missing scores what is in "
+                        "both.")
+    for problem in problems:
+        print(f"Left out: {problem}.")
+    return rows
+
+
+@torch.inference_mode()
+def score(file: PredictionFile, rows: np.ndarray, dataset: TwoHandDataset, config: Config, bad: BadSamples) -> Tally:
+    """Score the predictions of all samples that have one; `bad` counts those that cannot be used.
+
+    rows: from `join`.
+    """
+    reader = dataset.reader
+    layer = ManoLayer(reader.hand_model)
+    scorer = Scorer(reader.hand_model.regressor, len(reader), reader.sample_id,
+                    pck=PckOptions(config.test.pck_exclude_root, config.test.pck_strict))
+    # The pictures are read too: test.py leaves out samples whose picture is damaged or black.
+    keys = [(0, index) for index in np.flatnonzero(rows >= 0).tolist()]
+    loader = build_loader(dataset, keys, batch_size=config.test.batch_size, workers=config.data.workers,
+                          device=bad.process.device, drop_last=False)
+    for batch in tqdm(batches(loader, bad.process.device), total=len(loader), desc="score", leave=False, disable=None):
+        index = batch.index.numpy()
+        bad.add({row: code for row, code in zip(index.tolist(), batch.fault.tolist(), strict=True) if code})
+        scorer.add(_hands(file.take(rows[index]), layer), batch.targets, batch.index)
+    return scorer.tally
+
+
+def _hands(predictions: Predictions, layer: ManoLayer) -> PredictedHands:
+    columns = (wrist_relative_meshes(predictions, layer), predictions.joints, predictions.relative,
+               predictions.predicted)
+    return PredictedHands(*(None if values is None else torch.from_numpy(values) for values in columns))
+
+
+def _report(scores: dict[str, Any], folder: Path) -> int:
+    name, counts = scores["protocol"], scores["counts"]
+    for line in report_lines(scores["protocols"][name]):
+        print(line)
+    print(f"{counts['samples']} samples under the protocol '{name}'; all numbers are in {folder / 'metrics.json'}")
+    if counts["missing_hands"]:
+        print(f"Left out: {counts['missing_hands']} annotated hands that were not predicted.")
+    if counts["not_finite"]:
+        print(f"{counts['not_finite']} samples have predictions that are not finite.", file=sys.stderr)
+    if counts["unusable"]:
+        print(f"{counts['unusable']} samples cannot be used and are in no figure: {scores['unusable']}.",
+              file=sys.stderr)
+    return EXIT_SOME_FAILED if counts["not_finite"] or counts["unusable"] else EXIT_OK
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, metavar="FILE.npz")
+    parser.add_argument("--protocol", help="short for --set test.protocol=NAME: whose numbers are printed and drawn")
+    parser.add_argument("--mano", metavar="FOLDER", help="where the MANO files are, for predictions made with them")
+    parser.add_argument("--allow_missing", action="store_true",
+                        help="score what was predicted, although samples or hands are missing; they are counted")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="for the results (default: FILE_scores)")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
+                        help="change data and test options, for example data.root=FOLDER")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run_entry_point(main)
