@@ -163,14 +163,17 @@ def _run_in_group(worker: Callable[[Process], int], devices: list[torch.device])
 def _leave_after(error: BaseException, store: dist.Store) -> None:
     """End this process without waiting for the others, which may never come: the launcher ends them.
 
-    Only the first process that fails says why. All of them often meet the same error, and the rest fail because a
-    peer is gone.
+    Only the first process that fails says why, and all end with its exit code. All of them often meet the same error,
+    and the rest fail because a peer is gone.
     """
+    code = error.exit_code if isinstance(error, UserError) else 1
     if store.add("failures", 1) == 1:
+        store.set("exit_code", str(code))
         if isinstance(error, UserError):
             print(f"error: {error}", file=sys.stderr)
         else:
             traceback.print_exception(error)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(error.exit_code if isinstance(error, UserError) else 1)
+    # The launcher cannot tell which of several processes failed first.
+    os._exit(int(store.get("exit_code")))
