@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import shutil
 import signal
 import subprocess
@@ -64,20 +63,6 @@ def config_file(hand_model, tmp_path_factory) -> Path:
     }
     (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
     return folder / "tiny.yaml"
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run an entry point as a script in this process: its exit code and what it printed."""
-    def run(script: str, *arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", [str(MAIN / script), *map(str, arguments)])
-        monkeypatch.syspath_prepend(MAIN)
-        with pytest.raises(SystemExit) as left:
-            runpy.run_path(str(MAIN / script), run_name="__main__")
-        printed = capsys.readouterr()
-        return left.value.code, printed.out + printed.err
-
-    return run
 
 
 @pytest.fixture(scope="session")

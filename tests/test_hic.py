@@ -2,9 +2,8 @@
 
 import dataclasses
 import json
-import runpy
 import shutil
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -361,16 +360,8 @@ def output(tmp_path_factory, hand_model) -> Path:
 
 
 @pytest.fixture
-def run_test(monkeypatch, capsys, output):
-    def run(*arguments: object) -> tuple[int, str]:
-        words = ["--gpu", "cpu", "--test_epoch", 0, "--output", output, "--testset", "HIC", *arguments]
-        monkeypatch.setattr(sys, "argv", ["test.py", *map(str, words)])
-        monkeypatch.syspath_prepend(ROOT / "main")
-        with pytest.raises(SystemExit) as left:
-            runpy.run_path(str(ROOT / "main" / "test.py"), run_name="__main__")
-        printed = capsys.readouterr()
-        return left.value.code, printed.out + printed.err
-    return run
+def run_test(run, output):
+    return partial(run, "test.py", "--gpu", "cpu", "--test_epoch", 0, "--output", output, "--testset", "HIC")
 
 
 def test_test_py_scores_the_set_and_writes_the_numbers(run_test, output, written):

@@ -1,7 +1,6 @@
 """`--mano FOLDER` of the entry points: which hand model is trained, and where a snapshot's hand model lies."""
 
 import json
-import runpy
 import socket
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ from main.config import config_to_dict, load_config, mano_overrides
 from tool import convert_mano
 from tool.doctor import check_hand_models
 
-MAIN = Path(__file__).resolve().parent.parent / "main"
+pytestmark = pytest.mark.usefixtures("connections")
 
 
 @pytest.fixture
@@ -34,19 +33,6 @@ def connections(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
     yield
     assert tried == []
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, connections):
-    """Run an entry point as a script in this process, off the network: its exit code and what it printed."""
-    def run(script: str, *arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", [str(MAIN / script), *map(str, arguments)])
-        monkeypatch.syspath_prepend(MAIN)
-        with pytest.raises(SystemExit) as left:
-            runpy.run_path(str(MAIN / script), run_name="__main__")
-        printed = capsys.readouterr()
-        return left.value.code, printed.out + printed.err
-    return run
 
 
 @pytest.mark.parametrize("name", ["mano", "1e3", "yes", "~", "a: b", "[x", "0x1f", "my files", "null", 'quote"d'])
