@@ -200,3 +200,14 @@ def test_two_processes_train_test_and_fail_as_one(config_file, tmp_path):
             assert together["protocols"][name][metric] == pytest.approx(scores[metric], abs=1e-3), (name, metric)
     refused = run("train.py", *train)
     assert refused.stderr.count("error: ") == 1 and "Use --continue" in refused.stderr
+
+
+def test_what_is_logged_reaches_a_file_at_once(tmp_path):
+    """As under nohup or a batch system: the process here dies before Python would have written its buffer."""
+    code = (f"import sys, os, logging; from pathlib import Path; sys.path.insert(0, {str(ROOT)!r})\n"
+            "from common.engine.log import start_log\n"
+            f"start_log(Path({str(tmp_path / 'train.log')!r}), is_main=True)\n"
+            "logging.getLogger('common').info('epoch 0'); os._exit(0)")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout == "epoch 0\n"

@@ -1,6 +1,7 @@
 """Where a run reports: the console and a text file, from the main process only."""
 
 import logging
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,10 +18,11 @@ _PACKAGES = ("common", "data")      # whose messages are shown
 
 
 class _ConsoleHandler(logging.Handler):
-    """Prints above a progress bar instead of through it."""
+    """Prints above a progress bar instead of through it, and at once: into a file Python would hold lines back."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record))
+        sys.stdout.flush()
 
 
 def start_log(file: Path, *, is_main: bool) -> None:
