@@ -17,15 +17,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
+from common.engine.acceleration import for_inference
 from common.engine.build import ROOT, configured_hand_model, refuse_changes, trained_model
 from common.engine.checkpoint import load_snapshot, snapshot_path
 from common.engine.demo import reconstruct, result_files, write_results
 from common.engine.launch import GPU_FORMS, Process, launch
 from common.errors import EXIT_OK, EXIT_SOME_FAILED, UserError, run_entry_point
 from common.mano import HandModel, check_same_model
-from common.nets.lgnet import LGNet
 from data.checks import BadSample
 from data.ImageFolder import ImageFolder, read_boxes
 from main.config import Config, changed_config, config_from_dict, mano_overrides
@@ -69,7 +70,7 @@ def demo(args: argparse.Namespace, process: Process) -> int:
 class Network(NamedTuple):
     """A trained LGNet and what it was trained with."""
 
-    model: LGNet
+    model: nn.Module
     hand_model: HandModel
     config: Config
     sha256: str     # of the snapshot
@@ -86,8 +87,8 @@ def load_network(path: Path, overrides: list[str], device: torch.device) -> Netw
                         "Photographs have none: use another snapshot.")
     hand_model = configured_hand_model(config)
     check_same_model(hand_model.identity, snapshot.hand_model, str(path))
-    model = trained_model(config, hand_model, snapshot.model, str(path)).to(device).eval()
-    return Network(model, hand_model, config, sha256)
+    model = trained_model(config, hand_model, snapshot.model, str(path)).to(device)
+    return Network(for_inference(model), hand_model, config, sha256)
 
 
 def prepare_output(output: Path, outputs: list[dict[str, Path]], overwrite: bool) -> None:

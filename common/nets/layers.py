@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.hands import Hand
-
 
 class PerHand(nn.Module):
     """Runs one sub-net on each hand of (B, 2, …): a single shared copy if tied, else two."""
@@ -24,7 +22,7 @@ class PerHand(nn.Module):
         if len(self.nets) == 1:
             both = self.nets[0](*(x.flatten(0, 1) for x in inputs))
             return both.unflatten(0, inputs[0].shape[:2])
-        return torch.stack([self.nets[hand](*(x[:, hand] for x in inputs)) for hand in Hand], dim=1)
+        return torch.stack([net(*(x[:, hand] for x in inputs)) for hand, net in enumerate(self.nets)], dim=1)
 
 
 class TokenBatchNorm(nn.Module):

@@ -1,0 +1,142 @@
+"""The model prepared for inference: the numbers of the model that was trained, whatever was folded and packed."""
+
+import copy
+
+import pytest
+import torch
+from tiny_lgnet import random_camera, random_images, tiny_lgnet
+from torch import nn
+
+import common.engine.acceleration as acceleration
+from common.engine.acceleration import Autocast, accelerated, can_compile, for_inference
+from common.errors import UserError
+from common.nets.inference import PackedConv2d, PackedLinear, fold_batch_norms, pack_layers
+from common.types import Stages
+
+ARCHITECTURES = {
+    "paper": {}, "prenorm": {"lgfa": "prenorm", "lgfa_depth": 2}, "resnet50": {"backbone": "resnet50"},
+    "chebyshev": {"graph_conv": "cheb"}, "mesh graph": {"local_graph": "mesh63"},
+    "two refine nets": {"refine_shared": False}, "true camera": {"refine_camera": "ground_truth"},
+    "no stages": {"joint_stage": False, "mesh_stage": False, "refine_stage": False},
+    "no block": {"lgblock": False, "separate_hands": False}, "linear unit": {"local_unit": False, "global_unit": False},
+}
+
+
+def trained_like(model: nn.Module) -> nn.Module:
+    """The model with normalisations as training leaves them: no mean is 0 and no scale is 1, and the sums of the
+    residual blocks do not grow."""
+    torch.manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.2)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+            nn.init.uniform_(module.weight, 0.3, 0.8)
+            nn.init.normal_(module.bias, std=0.2)
+    return model
+
+
+def farthest(found: Stages, expected: Stages) -> float:
+    """Metres by which the vertex that moved most has moved."""
+    return (found.final.vertices.float() - expected.final.vertices).norm(dim=-1).max().item()
+
+
+@pytest.mark.parametrize("changes", ARCHITECTURES.values(), ids=ARCHITECTURES)
+@torch.no_grad()
+def test_the_prepared_model_predicts_what_the_trained_one_does(hand_model, changes):
+    model = trained_like(tiny_lgnet(hand_model, **changes))
+    image, camera = random_images(3), random_camera(3)
+    expected, found = model(image, camera), for_inference(model)(image, camera)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_comparison_notices_a_normalisation_that_is_dropped(hand_model):
+    model = trained_like(tiny_lgnet(hand_model))
+    wrong = for_inference(model)
+    wrong.split_hands.projections[0][0].bias.zero_()
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(wrong(random_images(2)), model(random_images(2)), rtol=1e-5, atol=1e-5)
+
+
+def test_nothing_is_left_to_fold_or_to_pack(hand_model):
+    fast = for_inference(tiny_lgnet(hand_model))
+    kinds = {type(module) for module in fast.modules()}
+    assert not kinds & {nn.BatchNorm1d, nn.BatchNorm2d, nn.Linear, nn.Conv2d}
+    assert {PackedConv2d, PackedLinear} <= kinds
+
+
+@torch.no_grad()
+def test_the_trained_model_is_left_alone(hand_model):
+    model = trained_like(tiny_lgnet(hand_model)).train()
+    before = copy.deepcopy(model.state_dict())
+    for_inference(model, channels_last=True)(random_images(2))
+    assert model.training
+    assert list(model.state_dict()) == list(before)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0, check_stride=True)
+
+
+@torch.no_grad()
+def test_a_normalisation_without_a_layer_before_it_stays():
+    model = trained_like(nn.Sequential(nn.ReLU(), nn.BatchNorm1d(4), nn.Linear(4, 3), nn.BatchNorm1d(3))).eval()
+    folded = copy.deepcopy(model)
+    fold_batch_norms(folded)
+    x = torch.randn(5, 4)
+    assert [type(layer) for layer in folded] == [nn.ReLU, nn.BatchNorm1d, nn.Linear, nn.Identity]
+    torch.testing.assert_close(folded(x), model(x))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_packed_layers_take_any_strides_and_any_batch(bias):
+    layers = nn.ModuleDict({"linear": nn.Linear(6, 5, bias=bias),
+                            "conv": nn.Conv2d(6, 4, 3, stride=2, padding=1, bias=bias)})
+    packed = copy.deepcopy(layers)
+    pack_layers(packed, torch.float32)
+    x, maps = torch.randn(3, 6, 7).transpose(1, 2), torch.randn(2, 6, 9, 9)
+    torch.testing.assert_close(packed["linear"](x), layers["linear"](x))
+    for image in (maps, maps[:1], maps[:, :, :8, :6], maps.to(memory_format=torch.channels_last)):
+        torch.testing.assert_close(packed["conv"](image), layers["conv"](image))
+
+
+@torch.no_grad()
+def test_bfloat16_stays_within_a_millimetre(hand_model):
+    model = trained_like(tiny_lgnet(hand_model))
+    fast = for_inference(model, precision="bfloat16")
+    dtypes = set()
+    for module in fast.modules():
+        if isinstance(module, PackedLinear | PackedConv2d):
+            module.register_forward_hook(lambda _module, _inputs, output: dtypes.add(output.dtype))
+    moved = farthest(fast(random_images(4)), model(random_images(4)))
+    assert dtypes == {torch.bfloat16}
+    assert 0 < moved < 1e-3
+
+
+@torch.no_grad()
+def test_channels_last_changes_the_layout_and_not_the_numbers(hand_model):
+    model = trained_like(tiny_lgnet(hand_model))
+    laid_out = accelerated(copy.deepcopy(model), channels_last=True, compile_mode="")
+    maps = laid_out.backbone(random_images(2)).layer1
+    assert maps.is_contiguous(memory_format=torch.channels_last)
+    assert not model.backbone(random_images(2)).layer1.is_contiguous(memory_format=torch.channels_last)
+    assert farthest(laid_out(random_images(2)), model(random_images(2))) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_compile(), reason="torch.compile finds no C++ compiler")
+@torch.no_grad()
+def test_a_compiled_model_predicts_the_same(hand_model):
+    model = trained_like(tiny_lgnet(hand_model))
+    fast = for_inference(model, compile_mode="default")
+    assert farthest(fast(random_images(2)), model(random_images(2))) < 1e-5
+
+
+def test_compiling_without_a_compiler_is_told_in_a_sentence(monkeypatch):
+    monkeypatch.setattr(acceleration, "can_compile", lambda: False)
+    with pytest.raises(UserError, match="needs a C\\+\\+ compiler"):
+        for_inference(nn.Linear(2, 2), compile_mode="default")
+
+
+def test_autocast_ends_with_the_call():
+    model = Autocast(nn.Linear(2, 2))
+    assert model(torch.ones(1, 2)).dtype == torch.bfloat16
+    assert model.model(torch.ones(1, 2)).dtype == torch.float32
