@@ -1,5 +1,7 @@
 """Errors that a user can cause, and the exit codes of every entry point."""
 
+import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -7,6 +9,7 @@ EXIT_OK = 0
 EXIT_USER_ERROR = 2     # config, path, file or flag: fix it and run again
 EXIT_DIVERGED = 3       # a loss or gradient stopped being finite
 EXIT_SOME_FAILED = 4    # finished, but some inputs failed
+EXIT_ENVIRONMENT = 5    # the machine failed: disk, worker or peer; train.py goes on with --continue
 EXIT_INTERRUPTED = 130  # Ctrl-C
 
 
@@ -30,9 +33,23 @@ class UserError(Exception):
         return type(self), (self.message, self.hint, self.exit_code)
 
 
+def leave_on_interrupt() -> None:
+    """Until `run_entry_point`, let Ctrl-C end the process at once: while modules are imported nothing is to be saved,
+    and an exception in the middle of an import comes out as any other."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:     # not where a shell has it ignored
+        signal.signal(signal.SIGINT, _leave)
+
+
+def _leave(*_: object) -> None:
+    os.write(sys.stderr.fileno(), b"interrupted\n")
+    os._exit(EXIT_INTERRUPTED)
+
+
 def run_entry_point(main: Callable[[], int | None]) -> None:
     """Call `main` and leave the process with its exit code; user errors print one paragraph."""
     try:
+        if signal.getsignal(signal.SIGINT) is _leave:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         code = main() or EXIT_OK
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -92,7 +92,8 @@ def joint_regressor(model_regressor: Tensor, tip_vertices: Sequence[int] = TIP_V
 
 def mirror_vectors(vectors: Tensor) -> Tensor:
     """Mirror camera-frame vectors (..., 3) across x = 0. Nothing is swapped."""
-    return vectors * vectors.new_tensor([-1.0, 1.0, 1.0])
+    # A constant tensor of signs would be copied to the device in each call, and a GPU be waited for.
+    return torch.cat([-vectors[..., :1], vectors[..., 1:]], dim=-1)
 
 
 def mirror_points(points: Tensor) -> Tensor:

@@ -104,7 +104,8 @@ class ManoLayer(nn.Module):
             self.register_buffer(key, getattr(model, key), persistent=False)
         self.register_buffer("model_regressor", model.regressor, persistent=False)
         self.register_buffer("regressor", joint_regressor(model.regressor), persistent=False)   # (2, 21, 778)
-        self.register_buffer("parents", torch.tensor(MODEL16.parents), persistent=False)
+        # smplx looks up the parents one by one; were they on a GPU, the host would wait for it each time.
+        self.parents = np.array(MODEL16.parents)
 
     def forward(self, params: ManoParams) -> Tensor:
         """Vertices (B, 2, 778, 3), metres, in the model's own frame: the hand turns about its resting wrist."""

@@ -2,8 +2,7 @@
 
 Legend: B batch · 2 the hand axis (`common.hands.Hand`: right 0, left 1) · 21 joints in MANO21 order ·
 778 mesh vertices · S crop side in pixels. Lengths are metres in the camera frame (x right, y down,
-z forward) after augmentation; `_crop` is in pixels of the S×S crop. A `Sample` has the same fields as a
-`TwoHandBatch` without the leading B.
+z forward) after augmentation; `_crop` is in pixels of the S×S crop. The fields of one `Sample` have no leading B.
 
 Missing supervision is a validity mask, never None: where a mask is 0 the value is finite but meaningless.
 """
@@ -38,17 +37,25 @@ class Targets(NamedTuple):
     mano_valid: Tensor      # (B, 2)           the hand has model parameters
 
 
-class TwoHandBatch(NamedTuple):
-    """What the loader yields."""
+class Sample(NamedTuple):
+    """What the dataset gives and the loader stacks. The picture is bytes: a quarter of what its floats would weigh."""
 
-    image: Tensor           # (B, 3, S, S)     RGB in [0, 1]
+    pixels: Tensor          # (B, 3, S, S)     RGB, uint8
+    gain: Tensor            # (B, 3)           what turns each channel's bytes into floats: colour augmentation / 255
     targets: Targets
     camera_crop: Tensor     # (B, 3, 3)        intrinsics from the camera frame to crop pixels
     index: Tensor           # (B,)             position in the reader: joins predictions to samples
     fault: Tensor           # (B,) int64       0, or the code of a data.checks.Reason: then all masks are 0
 
 
-Sample = TwoHandBatch       # one sample, without the batch axis
+class TwoHandBatch(NamedTuple):
+    """What a network trains and is tested on: stacked samples on a device, their pictures in floats."""
+
+    image: Tensor           # (B, 3, S, S)     RGB in [0, 1]
+    targets: Targets
+    camera_crop: Tensor     # the rest as in Sample
+    index: Tensor
+    fault: Tensor
 
 
 class GroundTruthCamera(NamedTuple):

@@ -62,7 +62,7 @@ def draw_view(ranges: AugmentRanges, rng: np.random.Generator) -> View:
 def make_sample(record: Record, image: np.ndarray, index: int, *, size: int, box_ratio: float, view: View) -> Sample:
     """The crop of a frame in one view, with its targets. Changes neither `record` nor `image`.
 
-    image: (H, W, 3) uint8 BGR, as stored.  index: the frame's position in its reader.
+    image: (H, W, 3) uint8 RGB, as stored.  index: the frame's position in its reader.
     size: side of the crop, pixels.  box_ratio: share of the crop that the hands fill when view.scale is 1.
     """
     if view.flip:
@@ -71,7 +71,8 @@ def make_sample(record: Record, image: np.ndarray, index: int, *, size: int, box
     turn = rotation_about_z(view.rotation_deg)
     camera_crop = crop_from_image @ record.camera @ turn.T
     return Sample(
-        image=_crop_image(image, crop_from_image, size, view.color),
+        pixels=_crop_image(image, crop_from_image, size),
+        gain=_float32(view.color) / 255,
         targets=_targets(rotate_record(record, turn), camera_crop),
         camera_crop=_float32(camera_crop),
         index=torch.tensor(index),
@@ -95,7 +96,16 @@ def empty_sample(index: int, fault: int, size: int) -> Sample:
         vertices_valid=none(2), joints_valid=none(2, NUM_JOINTS), joints_annotated_valid=none(2, NUM_JOINTS),
         relative_valid=none(), mano_valid=none(2),
     )
-    return Sample(none(3, size, size), targets, torch.eye(3), torch.tensor(index), torch.tensor(fault))
+    return Sample(torch.zeros(3, size, size, dtype=torch.uint8), none(3), targets, torch.eye(3), torch.tensor(index),
+                  torch.tensor(fault))
+
+
+def float_image(pixels: Tensor, gain: Tensor) -> Tensor:
+    """A sample's picture as RGB in [0, 1], (…, 3, S, S), with its colours augmented; what would be brighter is white.
+
+    pixels: (…, 3, S, S) uint8.  gain: (…, 3).
+    """
+    return (pixels * gain[..., None, None]).clamp_(max=1.0)
 
 
 def mirror_record(record: Record) -> Record:
@@ -127,12 +137,10 @@ def rotate_record(record: Record, rotation: np.ndarray) -> Record:
     return record._replace(**turned, rotations=rotations)
 
 
-def _crop_image(image: np.ndarray, crop_from_image: np.ndarray, size: int, color: tuple[float, ...]) -> Tensor:
-    """(3, S, S) RGB in [0, 1]; black outside the picture."""
+def _crop_image(image: np.ndarray, crop_from_image: np.ndarray, size: int) -> Tensor:
+    """(3, S, S) uint8 in the picture's order of channels; black outside the picture."""
     crop = cv2.warpAffine(image, crop_from_image[:2], (size, size), flags=cv2.INTER_LINEAR)
-    planes = np.ascontiguousarray(crop[..., ::-1].transpose(2, 0, 1))       # (3, S, S) RGB
-    gains = np.asarray(color, dtype=np.float32)[:, None, None] / 255
-    return torch.from_numpy(np.minimum(planes * gains, 1.0))
+    return torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1)))
 
 
 def _targets(record: Record, camera_crop: np.ndarray) -> Targets:

@@ -18,6 +18,7 @@ from data.augment import AugmentRanges, View, draw_view, empty_sample, make_samp
 from data.checks import BadSample, Reason, check_record
 from data.images import is_black, read_rgb
 from data.schema import Reader, Record
+from data.subset import spread_evenly
 
 
 class TwoHandDataset(Dataset):
@@ -62,28 +63,28 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.epoch, self.start = 0, 0
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """What the next iteration yields: `epoch`, without the first `start` samples of this process."""
+        """What the next iteration yields: `epoch`, without the first `start` samples of its order."""
         self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
-        return max(0, -(-self.length // self.world_size) - self.start)
+        return max(0, -(-(self.length - self.start) // self.world_size))
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = np.arange(self.length)
         if self.shuffle:
             order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
-        padded = np.resize(order, -(-self.length // self.world_size) * self.world_size)
-        mine = padded[self.rank::self.world_size][self.start:]
+        padded = np.resize(order, self.start + len(self) * self.world_size)
+        mine = padded[self.start:][self.rank::self.world_size]
         return ((self.epoch, index) for index in mine.tolist())
 
 
 def read_frame(reader: Reader, index: int) -> tuple[Record, np.ndarray]:
-    """A record and its stored picture, (H, W, 3) uint8 BGR. Raises BadSample if either cannot be used."""
+    """A record and its stored picture, (H, W, 3) uint8 RGB. Raises BadSample if either cannot be used."""
     record = read_record(reader, index)
     image = read_rgb(record.image_path, upright=False, size=record.image_size)
     if is_black(image):
         raise BadSample(Reason.IMAGE_BLACK, "it shows nothing: every part of it is dark")
-    return record, cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    return record, image
 
 
 def read_record(reader: Reader, index: int) -> Record:
@@ -103,7 +104,7 @@ def mean_joints(reader: Reader, limit: int = 10_000) -> torch.Tensor:
     No picture is read, and records that cannot be right are left out. Joints that no record annotates are 0.
     """
     total, count = np.zeros((2, NUM_JOINTS, 3)), np.zeros((2, NUM_JOINTS, 1))
-    for index in np.linspace(0, len(reader) - 1, min(limit, len(reader))).round().astype(int).tolist():
+    for index in spread_evenly(len(reader), limit):
         try:
             record = read_record(reader, index)
         except BadSample:

@@ -14,7 +14,7 @@ from data.checks import BadSample, Reason
 MAX_PIXELS = 100_000_000
 MAX_SIDE = 32_766               # OpenCV cannot warp longer ones
 MAX_BLACK = 10.0                # mean and standard deviation, of 255, up to which a picture shows nothing
-_STRIP = 64                     # rows
+_STRIP = 1 << 20                # pixels, more than datasets' pictures have
 # Other decoders of Pillow start programs (EPS) or are of no use here.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 
@@ -75,8 +75,9 @@ def _rgb_array(image: Image.Image) -> np.ndarray:
     """(H, W, 3) uint8, converted in strips: Pillow holds several copies of what it converts and exports."""
     image.load()
     rgb = np.empty((image.height, image.width, 3), dtype=np.uint8)
-    for top in range(0, image.height, _STRIP):
-        bottom = min(top + _STRIP, image.height)
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
         rgb[top:bottom] = np.asarray(_to_rgb(image.crop((0, top, image.width, bottom))))
     return rgb
 

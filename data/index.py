@@ -58,6 +58,18 @@ class Index(Mapping[str, np.ndarray]):
     def __reduce__(self):
         return type(self), (self.folder,)
 
+    def sources(self) -> dict[str, str]:
+        """SHA-256 of each file that the columns were built from, by its name."""
+        pointer = self.folder.with_name(f"{self.folder.name.rpartition('.')[0]}.json")
+        try:
+            known = json.loads(pointer.read_text())
+            if known["folder"] == self.folder.name:
+                return {name: fact["sha256"] for name, fact in known["sources"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            pass        # told below
+        raise UserError(f"{pointer} does not tell what {self.folder} was built from.",
+                        "Another process has built it anew: start again.")
+
     def extra_column(self, name: str) -> np.ndarray | None:
         """A column that was put there after building (`add_column`), or None."""
         file = self.folder / f"{name}.npy"

@@ -61,6 +61,10 @@ class Reader(Protocol):
         """The record's own name, which another filter, folder or order of the same split does not change."""
         ...
 
+    def sources(self) -> dict[str, str]:
+        """SHA-256 of each annotation file, by its name."""
+        ...
+
     def broken(self) -> dict[str, list[str]]:
         """By reason, the names of annotations that are not read because they cannot be right."""
         ...

@@ -19,6 +19,7 @@ import yaml
 from common.errors import UserError
 
 CONFIG_DIR = Path(__file__).parent / "configs"
+CompileMode = Literal["", "default", "reduce-overhead", "max-autotune"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class DataConfig:
     trainset: str = "InterHand26M"          # a name in data.READERS
     testset: str = "InterHand26M"
     train_split: str = "train"
+    val_split: str = "val"                  # of the trainset; watched in training: see train.validate_every
+    val_samples: int = 1000                 # of it at most, spread evenly
     test_split: str = "test"
     filter: Literal["ih_hm", "human", "all"] = "ih_hm"      # see data.schema.Filter
     box_source: Literal["vertices", "joints", "json"] = "vertices"
@@ -56,6 +59,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.max_bad_fraction <= 1:
             raise UserError(f"data.max_bad_fraction is {self.max_bad_fraction}.", "It must lie between 0 and 1.")
+        if self.val_samples < 1:
+            raise UserError(f"data.val_samples is {self.val_samples}.",
+                            "It must be at least 1; train.validate_every=0 switches validation off.")
 
 
 @dataclass(frozen=True)
@@ -109,21 +115,35 @@ class TrainConfig:
     warmup_steps: int = 0                   # linear rise of lr from 0
     max_grad_norm: float = 0.0              # 0: no clipping
     precision: Literal["float32", "bfloat16"] = "float32"
+    accumulate: int = 1                     # batches for each step, whose gradients are averaged: see Trainer
+    compile: CompileMode = ""               # a mode of torch.compile; "" is eager
+    channels_last: bool = False             # convolutions see maps as (H, W, C): often faster, other roundings
     seed: int = 0
-    keep_snapshots: int = 3                 # the last k stay on disk
+    validate_every: int = 1                 # epochs; 0: never, and there is no best snapshot
+    keep_snapshots: int = 3                 # the last k and the best stay on disk
+    save_every: int = 0                     # steps inside an epoch; 0: only at its end
     log_every: int = 50                     # steps
 
     def __post_init__(self) -> None:
         if self.lr <= 0:
             raise UserError(f"train.lr is {self.lr}.", "It must be positive.")
-        if self.epochs < 1 or self.batch_size < 1:
-            raise UserError(f"train.epochs is {self.epochs} and train.batch_size {self.batch_size}.",
+        for name in ("epochs", "batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise UserError(f"train.{name} is {getattr(self, name)}.", "It must be at least 1.")
+        if self.keep_snapshots < 1 or self.log_every < 1:
+            raise UserError(f"train.keep_snapshots is {self.keep_snapshots} and train.log_every {self.log_every}.",
                             "Both must be at least 1.")
+        if self.validate_every < 0 or self.save_every < 0:
+            raise UserError(f"train.validate_every is {self.validate_every} and train.save_every {self.save_every}.",
+                            "Neither may be negative; 0 switches it off.")
 
 
 @dataclass(frozen=True)
 class TestConfig:
     batch_size: int = 32
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: CompileMode = ""
+    channels_last: bool = False
     protocol: str = "lgnet"                 # whose numbers are printed and drawn; see common.metrics.PROTOCOLS
     pck_exclude_root: bool = False          # leave the aligned joint out of PCK and AUC
     pck_strict: bool = False                # PCK counts errors below the threshold, not those equal to it

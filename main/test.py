@@ -5,23 +5,35 @@ import _bootstrap  # noqa: F401, I001   repository root on sys.path
 import argparse
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from common.engine.build import ROOT, refuse_changes
-from common.engine.checkpoint import load_snapshot, snapshot_path
+from common.engine.checkpoint import best_epoch, load_snapshot, snapshot_path
 from common.engine.evaluator import Evaluator, report, samples_sha256, write_samples
 from common.engine.launch import GPU_FORMS, Process, launch
 from common.engine.log import start_log
+from common.engine.run_lock import run_lock
 from common.errors import EXIT_OK, run_entry_point
 from common.plots import write_curves
 from common.predictions import Origin, PredictionWriter, join_parts
 from main.config import changed_config, config_from_dict, config_to_dict, mano_overrides
 
 
-def test(output: Path, epoch: int, overrides: list[str], dump: Path | None, predictions: Path | None,
-         process: Process) -> int:
-    start_log(output / "log" / "test.log", is_main=process.is_main)
+def test(output: Path, epoch: int | Literal["best"], overrides: list[str], dump: Path | None,
+         predictions: Path | None, process: Process) -> int:
+    with run_lock(output / "test.lock", process, "Wait for that test to end: each replaces the result of the one "
+                  "before."):
+        start_log(output / "log" / "test.log", is_main=process.is_main)
+        if epoch == "best":     # training may save another one meanwhile: the main process decides
+            epoch = process.gather(best_epoch(output / "model_dump"))[0]
+        return score(output, epoch, overrides, dump, predictions, process)
+
+
+def score(output: Path, epoch: int, overrides: list[str], dump: Path | None, predictions: Path | None,
+          process: Process) -> int:
     path = snapshot_path(output / "model_dump", epoch)
     snapshot, sha256 = load_snapshot(path)
+    process.refuse_difference("snapshot", f"{path.name} with sha256 {sha256[:12]}")
     stored = config_from_dict(snapshot.config)
     config = changed_config(stored, overrides)
     refuse_changes(stored, config, str(path))
@@ -49,10 +61,15 @@ def test(output: Path, epoch: int, overrides: list[str], dump: Path | None, pred
     return code
 
 
+def epoch_or_best(text: str) -> int | Literal["best"]:
+    return text if text == "best" else int(text)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Test a snapshot; the model is built from the configuration in it.")
     parser.add_argument("--gpu", help=GPU_FORMS)
-    parser.add_argument("--test_epoch", type=int, required=True, help="N of snapshot_N.pth.tar")
+    parser.add_argument("--test_epoch", type=epoch_or_best, required=True, metavar="N",
+                        help="of snapshot_N.pth.tar, or best: the lowest score in the validation of training")
     parser.add_argument("--testset", help="short for --set data.testset=NAME")
     parser.add_argument("--split", help="short for --set data.test_split=NAME")
     parser.add_argument("--protocol", help="short for --set test.protocol=NAME: whose numbers are printed and drawn")

@@ -5,14 +5,19 @@ import _bootstrap  # noqa: F401, I001   repository root on sys.path
 import argparse
 from functools import partial
 
+from common.engine.build import ROOT
 from common.engine.launch import GPU_FORMS, Process, launch
+from common.engine.run_lock import run_lock
+from common.engine.run_record import fit_recorded
 from common.engine.trainer import Trainer
 from common.errors import run_entry_point
 from main.config import Config, load_config, mano_overrides
 
 
 def train(config: Config, resume: bool, process: Process) -> int:
-    return Trainer.build(config, process, resume=resume).fit()
+    with run_lock(ROOT / config.output / "train.lock", process,
+                  "Wait for that run to end, or give this one a folder of its own with --set output=FOLDER."):
+        return fit_recorded(Trainer.build(config, process, resume=resume), config, resume=resume)
 
 
 def main() -> int:

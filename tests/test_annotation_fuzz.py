@@ -235,8 +235,10 @@ def names_the_place(text: str, case: Case, path: Path) -> bool:
     return str(path) in text and is_named
 
 
+@pytest.mark.scorecard("fuzzed annotations")
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_a_damaged_file_is_read_right_or_refused_by_file_and_key(damage, written, tmp_path, hand_model):
+def test_a_damaged_file_is_read_right_or_refused_by_file_and_key(damage, written, tmp_path, hand_model,
+                                                                  record_property):
     originals = {kind: (written.root / f"annotations/train/InterHand2.6M_train_{kind}.json").read_text()
                  for kind in KINDS}
     root = Path(shutil.copytree(written.root, tmp_path / "set"))
@@ -257,3 +259,4 @@ def test_a_damaged_file_is_read_right_or_refused_by_file_and_key(damage, written
             contents = {name: json.loads(text) for name, text in originals.items()}
             check_against_plain(reader, {**contents, kind: json.loads(case.text, strict=False)}, rng)
         path.write_text(originals[kind])
+    record_property("cases", CASES)

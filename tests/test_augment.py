@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from common.geometry import project
+from common.geometry import crop_affine, project, square_box
 from common.hands import WRIST, Hand, joint_regressor
 from common.mano import HandModel, ManoLayer
-from data.augment import AugmentRanges, View, draw_view, make_sample, mirror_record, rotate_record
+from data.augment import AugmentRanges, View, draw_view, float_image, make_sample, mirror_record, rotate_record
 from data.schema import Record
 
 RANGES = AugmentRanges(scale=0.25, rotation=30, rotation_probability=0.6, flip_probability=0.5, color=0.2)
@@ -67,6 +67,11 @@ def sample_of(record: Record, view: View, image: np.ndarray = GREY, size: int = 
     return make_sample(record, image, 7, size=size, box_ratio=0.8, view=view)
 
 
+def picture_of(record: Record, view: View, image: np.ndarray = GREY) -> torch.Tensor:
+    sample = sample_of(record, view, image)
+    return float_image(sample.pixels, sample.gain)
+
+
 # ---------------------------------------------------------------- picture and labels
 
 @settings(max_examples=60, deadline=None)
@@ -97,7 +102,7 @@ def test_a_spot_painted_on_a_wrist_is_found_at_its_label(view: View, hand: Hand,
     x, y = np.meshgrid(np.arange(WIDTH), np.arange(HEIGHT))
     spot = np.exp(-((x - u) ** 2 + (y - v) ** 2) / 18)
     sample = sample_of(record, view, np.repeat((255 * spot).astype(np.uint8)[..., None], 3, axis=2))
-    weight = sample.image[0]
+    weight = sample.pixels[0].float()
     rows, columns = torch.meshgrid(torch.arange(256.0), torch.arange(256.0), indexing="ij")
     found = torch.stack([(weight * columns).sum(), (weight * rows).sum()]) / weight.sum()
     labelled = hand.other if view.flip else hand
@@ -168,7 +173,7 @@ def test_masks_change_hands_with_the_hands(record):
 def test_the_mirrored_crop_is_the_mirror_image_of_the_crop(record):
     """Crop x ↔ 256 − x, as the centre of the box goes to S/2."""
     image = cv2.resize(np.random.default_rng(0).integers(0, 256, (32, 21, 3), dtype=np.uint8), (WIDTH, HEIGHT))
-    plain, mirrored = (sample_of(record, View(flip=flip), image).image for flip in (False, True))
+    plain, mirrored = (picture_of(record, View(flip=flip), image) for flip in (False, True))
     torch.testing.assert_close(mirrored[..., 1:], plain[..., 1:].flip(-1), atol=0.02, rtol=0)
 
 
@@ -204,15 +209,15 @@ def test_the_hands_fill_the_asked_share_of_the_crop(record):
 
 def test_colour_gains_are_red_green_blue_and_stop_at_white(record):
     image = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
-    image[...] = (40, 100, 240)     # blue, green, red, as stored
+    image[...] = (240, 100, 40)     # red, green, blue
     u, v = sample_of(record, View()).targets.joints_crop[0, WRIST].round().int().tolist()
-    pixel = sample_of(record, View(color=(1.2, 0.5, 1.0)), image).image[:, v, u]
+    pixel = picture_of(record, View(color=(1.2, 0.5, 1.0)), image)[:, v, u]
     np.testing.assert_allclose(pixel, [1.0, 50 / 255, 40 / 255], atol=1e-6)
 
 
 def test_outside_the_picture_is_black(record):
     corner = record._replace(box_px=np.array([[-200.0, -200], [-100, -100]]))
-    assert sample_of(corner, View()).image.max() == 0
+    assert picture_of(corner, View()).max() == 0
 
 
 def test_making_a_sample_changes_neither_the_frame_nor_the_picture(hand_model):
@@ -224,11 +229,22 @@ def test_making_a_sample_changes_neither_the_frame_nor_the_picture(hand_model):
         assert np.array_equal(before, after)
 
 
-def test_a_sample_is_contiguous_float32_and_knows_its_index(record):
+@pytest.mark.parametrize("view", [View(), View(flip=True, rotation_deg=25, scale=0.8, color=(1.2, 0.83, 1.01))])
+def test_a_picture_is_its_crop_in_floats_times_its_gains_to_the_bit(record, view):
+    image = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    mirrored = np.ascontiguousarray(image[:, ::-1]) if view.flip else image
+    seen = mirror_record(record) if view.flip else record
+    crop_from_image = crop_affine(square_box(seen.box_px, 0.8), 256, view.scale, view.rotation_deg)
+    crop = cv2.warpAffine(mirrored, crop_from_image[:2], (256, 256)).transpose(2, 0, 1)
+    expected = np.minimum(crop * (np.float32(view.color)[:, None, None] / 255), 1.0)
+    assert np.array_equal(picture_of(record, view, image), expected) and expected.dtype == np.float32
+
+
+def test_a_sample_is_contiguous_bytes_and_float32_and_knows_its_index(record):
     sample = sample_of(record, View(flip=True), size=128)
-    assert sample.image.shape == (3, 128, 128) and sample.image.is_contiguous()
-    assert {value.dtype for value in (sample.image, sample.camera_crop, *sample.targets[:5], *sample.targets.mano)} \
-        == {torch.float32}
+    assert sample.pixels.shape == (3, 128, 128) and sample.pixels.is_contiguous()
+    floats = (sample.gain, sample.camera_crop, *sample.targets[:5], *sample.targets.mano)
+    assert sample.pixels.dtype == torch.uint8 and {value.dtype for value in floats} == {torch.float32}
     assert sample.index == 7
 
 

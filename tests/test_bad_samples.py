@@ -23,11 +23,19 @@ import common.engine.bad_samples as bad_samples_module
 from common.engine.bad_samples import BadSamples
 from common.engine.checkpoint import load_latest, load_weights, snapshots_in
 from common.engine.launch import Process
-from common.engine.loading import TrainingBatch, batches, build_loader, map_tensors, predict, training_batches
+from common.engine.loading import (
+    TrainingBatch,
+    batches,
+    build_loader,
+    map_tensors,
+    on_device,
+    predict,
+    training_batches,
+)
 from common.engine.trainer import Trainer
 from common.errors import UserError
 from common.geometry import project
-from common.types import TwoHandBatch
+from common.types import Sample, TwoHandBatch
 from data.augment import AugmentRanges, empty_sample
 from data.checks import Reason
 from data.dataset import EpochSampler, TwoHandDataset
@@ -57,7 +65,7 @@ def spoil(clean_root, hand_model, tmp_path) -> Callable[..., TwoHandDataset]:
     return spoiled
 
 
-def leaves(batch: TwoHandBatch) -> list[Tensor]:
+def leaves(batch: TwoHandBatch | Sample) -> list[Tensor]:
     return torch.utils._pytree.tree_leaves(batch)
 
 
@@ -78,7 +86,7 @@ def test_a_bad_sample_is_black_annotates_nothing_and_says_why(spoil):
     dataset = spoil(BAD)
     sample = dataset[0, BAD]
     assert sample.fault == Reason.IMAGE_DAMAGED.code and sample.index == BAD
-    assert not sample.image.any()
+    assert not sample.pixels.any() and not sample.gain.any()
     assert not any(value.any() for name, value in sample.targets._asdict().items() if name.endswith("_valid"))
     assert all(leaf.isfinite().all() for leaf in leaves(sample))
     assert project(sample.targets.wrist, sample.camera_crop).isfinite().all()
@@ -152,7 +160,7 @@ def test_a_batch_with_a_bad_sample_trains_as_if_the_sample_had_never_been_in_it(
 def test_masks_alone_would_not_be_enough(spoil, hand_model):
     """The black picture left in the batch reaches the statistics, and through them every gradient."""
     dataset = spoil(BAD)
-    left_in = default_collate([dataset[5, index] for index in (0, BAD, 5, 1)])
+    left_in = on_device(default_collate([dataset[5, index] for index in (0, BAD, 5, 1)]), CPU.device)
     taken_out = load(dataset, [0, BAD, 5, 1]).batch
     one, other = toy_step(hand_model, left_in), toy_step(hand_model, taken_out)
     assert not torch.equal(one["norm.running_mean"], other["norm.running_mean"])
@@ -166,7 +174,7 @@ def test_masks_alone_would_not_be_enough(spoil, hand_model):
     ([0], [0], True),
 ])
 def test_a_batch_is_blank_when_fewer_than_two_samples_are_usable(spoil, indices, spoiled, blank):
-    batch, faults, is_blank = load(spoil(*spoiled), indices)
+    batch, faults, is_blank, _ = load(spoil(*spoiled), indices)
     assert (is_blank, set(faults)) == (blank, set(spoiled))
     assert set(batch.index.tolist()) == set(spoiled if blank else set(indices) - set(spoiled))
 
@@ -175,7 +183,7 @@ def test_a_batch_is_blank_when_fewer_than_two_samples_are_usable(spoil, indices,
 def test_a_blank_batch_moves_nothing_in_lgnet(hand_model, camera: str):
     model = tiny_lgnet(hand_model, refine_camera=camera)
     before = {name: value.clone() for name, value in model.named_buffers()}
-    batch = default_collate([empty_sample(index, 1, LGNET_SIZE) for index in range(2)])
+    batch = on_device(default_collate([empty_sample(index, 1, LGNET_SIZE) for index in range(2)]), CPU.device)
     loss = toy_loss(hand_model)
     loss.input_size = LGNET_SIZE
     found = gradients_of(model, loss, batch)
@@ -189,9 +197,9 @@ def test_a_run_over_a_blank_batch_counts_the_step_and_keeps_the_statistics(spoil
     dataset = spoil(0, 1, 2, 3)
     seen = []
 
-    def spy(trainer, batch, original=Trainer._backward):
-        result = original(trainer, batch)
-        seen.append((bool(batch.fault.any()), result[0]["total"].item(), int(trainer.model.norm.num_batches_tracked)))
+    def spy(trainer, batch, share, original=Trainer._backward):
+        result = original(trainer, batch, share)
+        seen.append((bool(batch.fault.any()), result["loss/total"].item(), int(trainer.model.norm.num_batches_tracked)))
         return result
 
     monkeypatch.setattr(Trainer, "_backward", spy)
@@ -443,7 +451,7 @@ def test_two_hundred_files_give_a_sample_or_a_reason_each(fuzzed):
     for kind, sample in zip(kinds, samples, strict=True):
         is_usable = sample.fault == 0
         assert FILES[kind][1] in (None, is_usable), kind
-        assert bool(sample.image.any()) == bool(sample.targets.joints_valid.all()) == is_usable
+        assert bool(sample.pixels.any()) == bool(sample.targets.joints_valid.all()) == is_usable
         assert is_usable or "image" in Reason.from_code(int(sample.fault))
     reasons = {Reason.from_code(int(sample.fault)) for sample in samples if sample.fault > 0}
     assert len(reasons) == 5
@@ -456,7 +464,7 @@ def test_training_over_two_hundred_files_counts_each_bad_one(fuzzed):
     loader = build_loader(dataset, EpochSampler(len(dataset), seed=1), batch_size=16, workers=0, device=CPU.device,
                           drop_last=False)
     faults, used = {}, []
-    for batch, found, is_blank in training_batches(loader, CPU.device):
+    for batch, found, is_blank, _ in training_batches(loader, CPU.device):
         faults |= found
         used += [] if is_blank else batch.index.tolist()
     assert sorted([*faults, *used]) == list(range(len(records)))
@@ -466,7 +474,7 @@ def test_training_over_two_hundred_files_counts_each_bad_one(fuzzed):
 
 def test_what_stands_under_a_mask_of_an_empty_sample_is_never_seen(hand_model):
     """NaN in place of everything that is masked out changes no term of the loss and no gradient."""
-    batch = default_collate([empty_sample(index, 1, SIZE) for index in range(2)])
+    batch = on_device(default_collate([empty_sample(index, 1, SIZE) for index in range(2)]), CPU.device)
     masks = {name: value for name, value in batch.targets._asdict().items() if name.endswith("_valid")}
     unknown = map_tensors(lambda value: torch.full_like(value, torch.nan), batch.targets)._replace(**masks)
     found = toy_step(hand_model, batch._replace(targets=unknown))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,16 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
-from fixtures_interhand import write_interhand
 
-from common.engine.launch import choose_devices
+from common.engine.checkpoint import load_snapshot
+from common.engine.launch import Process, choose_devices
+from common.engine.run_lock import run_lock
 from common.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 MAIN = ROOT / "main"
 
 
+@pytest.mark.scorecard("gpu forms")
 @pytest.mark.parametrize(("gpu", "available", "expected"), [
     (None, 2, [0, 1]), ("0", 1, [0]), ("1", 2, [1]), ("0,2", 3, [0, 2]), ("0-3", 4, [0, 1, 2, 3]),
     ("0-1,3", 4, [0, 1, 3]), ("2,0", 3, [2, 0]),
@@ -30,11 +32,13 @@ def test_gpu_names_devices(gpu, available, expected):
     assert choose_devices(gpu, available) == [torch.device("cuda", index) for index in expected]
 
 
+@pytest.mark.scorecard("gpu forms")
 @pytest.mark.parametrize(("gpu", "available"), [("cpu", 0), ("cpu", 4), (None, 0)])
 def test_the_cpu_is_used_when_asked_for_or_when_nothing_else_is_there(gpu, available):
     assert choose_devices(gpu, available) == [torch.device("cpu")]
 
 
+@pytest.mark.scorecard("gpu forms")
 @pytest.mark.parametrize("gpu", [
     "3-1", "0,0", "0-1,1", "-1", "abc", "", " ", "0,", "0-", "1.0", "cuda:0", "0 1", "٣", "4", "0-4", "99999999999"])
 def test_a_wrong_gpu_is_refused_with_the_devices_that_exist(gpu):
@@ -42,6 +46,7 @@ def test_a_wrong_gpu_is_refused_with_the_devices_that_exist(gpu):
         choose_devices(gpu, 4)
 
 
+@pytest.mark.scorecard("gpu forms")
 @pytest.mark.parametrize("gpu", ["0", "0-1", "0,2"])
 def test_a_gpu_is_never_replaced_by_the_cpu(gpu):
     with pytest.raises(UserError, match="none, use --gpu cpu"):
@@ -49,21 +54,6 @@ def test_a_gpu_is_never_replaced_by_the_cpu(gpu):
 
 
 # ---------------------------------------------------------------- the entry points, in this process
-
-@pytest.fixture(scope="session")
-def config_file(hand_model, tmp_path_factory) -> Path:
-    """A configuration of a small LGNet on a small set; run folders are given by --set output."""
-    folder = tmp_path_factory.mktemp("cli")
-    write_interhand(folder / "data", hand_model, "train", seed=0)
-    write_interhand(folder / "data", hand_model, "test", seed=1)
-    config = {
-        "model": {"backbone": "resnet18", "input_size": 64, "channels": 32, "lgfa": "prenorm"},
-        "train": {"epochs": 2, "batch_size": 3, "lr": 5e-4, "log_every": 1},
-        "data": {"root": str(folder / "data"), "workers": 0},
-    }
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
-    return folder / "tiny.yaml"
-
 
 @pytest.fixture(scope="session")
 def trained(config_file, tmp_path_factory) -> Path:
@@ -110,14 +100,40 @@ def test_another_split_and_other_data_can_be_tested(run, trained, tmp_path):
         assert len(rows["index"]) == stored["counts"]["samples"]
 
 
+def test_the_best_epoch_in_validation_can_be_tested(run, trained):
+    log = (trained / "log" / "train.log").read_text()
+    scores = [float(score) for score in re.findall(r"validation MPJPE ([\d.]+) mm \(protocol 'lgnet', 4 samples", log)]
+    code, text = run("test.py", "--gpu", "cpu", "--test_epoch", "best", "--output", trained)
+    stored = json.loads((trained / "result" / "metrics.json").read_text())
+    best = scores.index(min(scores))
+    assert (code, len(scores), stored["epoch"]) == (0, 2, best)
+    assert f"Epoch {best} has the lowest validation score, {scores[best]:.2f} mm." in text
+
+
+def test_a_folder_in_use_can_be_tested_and_not_be_trained_in_nor_be_tested_in_twice(run, trained, config_file):
+    process, hint = Process(torch.device("cpu")), "Wait."
+    again = ["train.py", "--gpu", "cpu", "--config", config_file, "--continue", "--set", f"output={trained}"]
+    test = ["test.py", "--gpu", "cpu", "--test_epoch", 0, "--output", trained]
+    log = (trained / "log" / "train.log").read_bytes()
+    with run_lock(trained / "train.lock", process, hint):
+        code, text = run(*again)
+        assert code == 2 and text.startswith(f"error: {trained} is in use by process {os.getpid()} on ")
+        assert run(*test)[0] == 0
+    assert (trained / "log" / "train.log").read_bytes() == log
+    with run_lock(trained / "test.lock", process, hint):
+        code, text = run(*test)
+        assert code == 2 and text.startswith(f"error: {trained} is in use by process {os.getpid()} on ")
+
+
 def test_a_continued_run_goes_on_and_a_finished_one_says_so(run, trained, config_file, tmp_path):
     shutil.copytree(trained, tmp_path / "run", copy_function=os.link)    # snapshots are replaced, never changed
     arguments = ["--gpu", "cpu", "--continue", "--config", config_file, "--set", f"output={tmp_path / 'run'}"]
     code, text = run("train.py", *arguments)
     assert code == 0 and "This run is complete: 2 of 2 epochs" in text
-    code, text = run("train.py", *arguments, "train.epochs=3")
-    assert code == 0 and "train.epochs 2 → 3" in text
-    assert (tmp_path / "run" / "model_dump" / "snapshot_2.pth.tar").is_file()
+    code, text = run("train.py", *arguments, "train.epochs=3", "data.val_samples=3")
+    assert code == 0 and "train.epochs 2 → 3" in text and "the best one is sought anew" in text
+    snapshot, _ = load_snapshot(tmp_path / "run" / "model_dump" / "snapshot_2.pth.tar")
+    assert snapshot.best == (2, snapshot.score)
 
 
 def test_mistakes_end_in_one_paragraph_and_exit_code_2(run, trained, config_file, tmp_path):
@@ -140,6 +156,9 @@ def test_mistakes_end_in_one_paragraph_and_exit_code_2(run, trained, config_file
         "unknown set": ([*test, 1, "--testset", "InterHand"], "one of: InterHand26M"),
         "unknown protocol": ([*test, 1, "--protocol", "x"], "one of: lgnet"),
         "a single edge": ([*test, 1, "--bins", 5], "test.bins"),
+        "no validation split": ([*train, "data.val_split=dev"], "nothing to validate on"),
+        "unknown protocol of the validation": ([*train, "test.protocol=x"], "one of: lgnet"),
+        "no best": (["test.py", "--gpu", "cpu", "--output", tmp_path, "--test_epoch", "best"], "train first"),
         "unwritable output": ([*train[:-1], f"output={config_file}/x"], "Cannot write"),
     }
     for name, (arguments, expected) in mistakes.items():
@@ -162,9 +181,49 @@ def test_a_mistake_leaves_no_traceback_in_a_process_of_its_own(tmp_path):
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
+INTERRUPTED_IMPORT = """
+import os, runpy, signal, sys
+from itertools import count
+
+class Interrupt:
+    imports = count(1)
+
+    def find_spec(self, *_):
+        if next(self.imports) == {number}:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.argv = [{script!r}, "--help"]
+sys.path.insert(0, {folder!r})
+import _bootstrap
+sys.meta_path.insert(0, Interrupt())
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def interrupted_at_import(script: str, number: int) -> subprocess.CompletedProcess:
+    """What becomes of an entry point that is interrupted when it imports its `number`-th module."""
+    code = INTERRUPTED_IMPORT.format(number=number, script=str(MAIN / script), folder=str(MAIN))
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("script", ["train.py", "test.py", "demo.py"])
+def test_an_interrupt_while_modules_are_imported_is_no_traceback(script):
+    done = interrupted_at_import(script, 30)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+@pytest.mark.slow
+@pytest.mark.scorecard("fault runs")
+@pytest.mark.parametrize("number", range(1, 1001, 100))
+def test_an_interrupt_at_any_import_is_no_traceback(number):
+    done = interrupted_at_import("train.py", number)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
 # ---------------------------------------------------------------- whole runs in processes of their own
 
 @pytest.mark.slow
+@pytest.mark.scorecard("fault runs")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stopped_run_is_saved(config_file, tmp_path, number, code):
     command = [sys.executable, str(MAIN / "train.py"), "--gpu", "cpu", "--config", str(config_file),
@@ -176,30 +235,6 @@ def test_a_stopped_run_is_saved(config_file, tmp_path, number, code):
         process.send_signal(number)
         assert process.wait(timeout=60) == code
         assert "Traceback" not in process.stderr.read()
-
-
-@pytest.mark.slow
-def test_two_processes_train_test_and_fail_as_one(config_file, tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-
-    def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
-        return subprocess.run([*torchrun, str(MAIN / script), "--gpu", "cpu", *arguments], capture_output=True,
-                              text=True, timeout=300)
-
-    train = ("--config", str(config_file), "--set", f"output={tmp_path}", "train.batch_size=1", "data.workers=1")
-    assert run("train.py", *train).returncode == 0
-    assert run("test.py", "--test_epoch", "1", "--output", str(tmp_path)).returncode == 0
-    together = json.loads((tmp_path / "result" / "metrics.json").read_text())
-    assert together["counts"]["samples"] == 6
-    alone = ("test.py", "--gpu", "cpu", "--test_epoch", "1", "--output", str(tmp_path), "--set", "test.batch_size=4")
-    subprocess.run([sys.executable, str(MAIN / alone[0]), *alone[1:]], check=True, capture_output=True, timeout=300)
-    expected = json.loads((tmp_path / "result" / "metrics.json").read_text())
-    for name, scores in expected["protocols"].items():
-        for metric in ("mpjpe", "mpvpe", "mrrpe", "auc", "mean_scale"):
-            # the network itself differs by a rounding of float32 between batches of different sizes
-            assert together["protocols"][name][metric] == pytest.approx(scores[metric], abs=1e-3), (name, metric)
-    refused = run("train.py", *train)
-    assert refused.stderr.count("error: ") == 1 and "Use --continue" in refused.stderr
 
 
 def test_what_is_logged_reaches_a_file_at_once(tmp_path):

@@ -1,6 +1,7 @@
 """The HIC reader on a written set: what it reads, what it refuses, and test.py from end to end."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from functools import partial
@@ -122,6 +123,11 @@ def test_the_box_is_round_the_projected_vertices(written, hand_model):
         pixels = np.stack([525 * x / z + 319.5, 525 * y / z + 239.5], axis=1)
         np.testing.assert_allclose(record.box_px, [pixels.min(0), pixels.max(0)])
     assert open_set(written.root, hand_model, box_source="json").read(1).box_px.tolist() == [[100, 90], [310, 240]]
+
+
+def test_the_annotations_are_known_by_their_content(written, hand_model):
+    content = (written.root / "HIC.json").read_bytes()
+    assert open_set(written.root, hand_model).sources() == {"HIC.json": hashlib.sha256(content).hexdigest()}
 
 
 def test_reading_twice_gives_the_same_record(written, hand_model):

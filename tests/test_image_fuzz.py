@@ -169,7 +169,8 @@ def label_of(name: str) -> str:
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)
 
 
-def test_two_hundred_files_give_two_hundred_lines_and_little_memory(files):
+@pytest.mark.scorecard("malformed images")
+def test_two_hundred_files_give_two_hundred_lines_and_little_memory(files, record_property):
     folder, expected = files
     done = subprocess.run([sys.executable, "-c", READ_ALL, str(folder)], capture_output=True, text=True, cwd=ROOT,
                           timeout=120)
@@ -183,6 +184,7 @@ def test_two_hundred_files_give_two_hundred_lines_and_little_memory(files):
     assert results["postscript.jpg"] == "not used: it is not an image"      # not handed to Ghostscript
     assert all(len(result) > len("not used: ") for result in results.values())
     assert float(growth.split()[1]) < MAX_GROWTH_MB
+    record_property("cases", len(results))
 
 
 # ---------------------------------------------------------------- the whole demo

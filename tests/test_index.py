@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -199,31 +200,27 @@ def test_no_place_at_all_lists_what_was_tried_and_the_variable(source, cache):
 
 # ---------------------------------------------------------------- several processes
 
-SLOW_BUILD = """
-import sys, time
-from pathlib import Path
-import numpy as np
-from data.index import open_index
+def start(folder: Path, seconds: float) -> int:
+    """A process that opens the index of numbers.json and, if it has to build it, takes its time: its number."""
+    def build(read):
+        read(folder / "numbers.json")
+        (folder / f"building-{os.getpid()}").touch()
+        time.sleep(seconds)
+        return {"number": np.arange(10_000)}
 
-folder = Path(sys.argv[1])
-def build(read):
-    read(folder / "numbers.json")
-    (folder / f"building-{len(list(folder.glob('building-*')))}").touch()
-    time.sleep(float(sys.argv[2]))
-    return {"number": np.arange(10_000)}
-
-print(int(open_index("numbers", 1, [folder / "numbers.json"], build)["number"].sum()))
-"""
-
-
-def start(folder: Path, seconds: float) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", SLOW_BUILD, str(folder), str(seconds)], cwd=ROOT, text=True,
-                            stdout=subprocess.PIPE)
+    child = os.fork()
+    if child == 0:
+        try:
+            index = open_index("numbers", 1, [folder / "numbers.json"], build)
+            os._exit(0 if int(index["number"].sum()) == 10_000 * 9_999 // 2 else 1)
+        except BaseException:
+            os._exit(2)
+    return child
 
 
 def test_of_processes_that_start_together_one_builds_and_all_read(source):
-    processes = [start(source.parent, 1.5) for _ in range(3)]
-    assert [process.communicate(timeout=60)[0].strip() for process in processes] == [str(10_000 * 9_999 // 2)] * 3
+    processes = [start(source.parent, 0.2) for _ in range(3)]
+    assert [os.waitpid(process, 0)[1] for process in processes] == [0] * 3
     assert len(list(source.parent.glob("building-*"))) == 1
 
 
@@ -231,9 +228,9 @@ def test_a_process_killed_while_building_leaves_nothing_that_is_believed(source)
     process = start(source.parent, 60)
     deadline = time.monotonic() + 30
     while not list(source.parent.glob("building-*")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+        time.sleep(0.01)
+    os.kill(process, signal.SIGKILL)
+    assert os.WIFSIGNALED(os.waitpid(process, 0)[1])
     assert Builder(source).open()["number"].tolist() == [1, 2, 3]
     assert not list((source.parent / "index").glob("*unfinished*"))
 
@@ -296,10 +293,9 @@ def test_a_reader_that_was_sent_to_another_process_reads_the_same(copy, hand_mod
 
 # ---------------------------------------------------------------- tool/build_index.py
 
-def build(*args: object) -> tuple[int, str]:
-    done = subprocess.run([sys.executable, "tool/build_index.py", *map(str, args)], cwd=ROOT, capture_output=True,
-                          text=True)
-    return done.returncode, done.stdout + done.stderr
+@pytest.fixture
+def build(run):
+    return partial(run, "tool/build_index.py")
 
 
 def _blacken(root: Path, camera: str) -> int:
@@ -309,7 +305,7 @@ def _blacken(root: Path, camera: str) -> int:
     return len(pictures)
 
 
-def test_the_tool_builds_counts_and_measures_dark_pictures(copy, hand_model):
+def test_the_tool_builds_counts_and_measures_dark_pictures(copy, hand_model, build):
     _blacken(copy, "400012")
     code, text = build(copy, "--split", "train")
     assert code == 0 and f"{len(STEPS) * len(CAMERAS)} annotations" in text
@@ -324,7 +320,7 @@ def test_the_tool_builds_counts_and_measures_dark_pictures(copy, hand_model):
     assert len(reader) == kept and "brightness" not in reader.summary
 
 
-def test_pictures_that_cannot_be_read_are_named_and_measured_when_they_can(copy):
+def test_pictures_that_cannot_be_read_are_named_and_measured_when_they_can(copy, build):
     picture = next((copy / "images").rglob("Capture3/0000_fixture/cam400012/image100.jpg"))
     content = picture.read_bytes()
     picture.unlink()
@@ -335,7 +331,7 @@ def test_pictures_that_cannot_be_read_are_named_and_measured_when_they_can(copy)
     assert code == 0 and "not known" not in text and "1/1" in text
 
 
-def test_the_tool_says_what_it_looked_for(tmp_path):
+def test_the_tool_says_what_it_looked_for(tmp_path, build):
     code, text = build(tmp_path / "nowhere")
     assert code == 2 and "Tried:" in text and "Traceback" not in text
 

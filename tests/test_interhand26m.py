@@ -542,7 +542,7 @@ def test_any_number_of_workers_gives_the_same_stream(reader):
 def test_epochs_and_seeds_differ_and_repeat(reader):
     dataset = TwoHandDataset(reader, size=64, box_ratio=0.8, augment=RANGES, seed=3)
     other = TwoHandDataset(reader, size=64, box_ratio=0.8, augment=RANGES, seed=4)
-    assert torch.equal(dataset[2, 5].image, dataset[2, 5].image)
+    assert torch.equal(dataset[2, 5].pixels, dataset[2, 5].pixels)
     assert not torch.equal(dataset[2, 5].camera_crop, dataset[3, 5].camera_crop)
     assert not torch.equal(dataset[2, 5].camera_crop, other[2, 5].camera_crop)
 
@@ -560,12 +560,12 @@ def test_samples_of_one_epoch_are_turned_differently(written, hand_model):
 
 def test_evaluation_draws_nothing(reader):
     one, two = (TwoHandDataset(reader, size=64, box_ratio=0.8, seed=seed)[epoch, 5] for seed, epoch in ((0, 0), (9, 4)))
-    assert torch.equal(one.image, two.image) and torch.equal(one.targets.vertices, two.targets.vertices)
+    assert torch.equal(one.pixels, two.pixels) and torch.equal(one.targets.vertices, two.targets.vertices)
 
 
 def test_batches_have_the_shapes_of_the_contract(reader):
     batch = stream(reader, 0)[0]
-    shapes = [tuple(value.shape) for value in (batch.image, batch.camera_crop, batch.index, *batch.targets[:5])]
+    shapes = [tuple(value.shape) for value in (batch.pixels, batch.camera_crop, batch.index, *batch.targets[:5])]
     assert shapes == [(5, 3, 64, 64), (5, 3, 3), (5,), (5, 2, 778, 3), (5, 2, 21, 3), (5, 2, 3), (5, 3), (5, 2, 21, 2)]
     assert batch.targets.joints_annotated.shape == (5, 2, 21, 3)
     assert [tuple(value.shape) for value in (*batch.targets.mano, *batch.targets[7:])] == [
@@ -640,7 +640,7 @@ def test_an_epoch_resumes_where_it_stopped():
     sampler = EpochSampler(20, seed=5, rank=1, world_size=2)
     sampler.set_epoch(4)
     whole = list(sampler)
-    sampler.set_epoch(4, start=6)
+    sampler.set_epoch(4, start=12)
     assert list(sampler) == whole[6:] and len(sampler) == len(whole) - 6
     assert {epoch for epoch, _ in whole} == {4}
 
@@ -707,7 +707,7 @@ def test_real_frames_have_joints_and_no_meshes(hand_model):
     assert records["image2017"].image_size == (512, 334)
     for index in range(4):
         sample = TwoHandDataset(reader, size=256, box_ratio=0.8, augment=RANGES)[0, index]
-        assert all(leaf.isfinite().all() for leaf in _leaves([sample])) and sample.image.mean() > 0.05
+        assert all(leaf.isfinite().all() for leaf in _leaves([sample])) and sample.pixels.float().mean() > 13
 
 
 @needs_real_frames

@@ -443,6 +443,7 @@ def refused_pickles() -> dict[str, bytes]:
     }
 
 
+@pytest.mark.scorecard("malicious files")
 @pytest.mark.parametrize("hand", Hand)
 @pytest.mark.parametrize("kind", running_pickles(Path("x")))
 @pytest.mark.usefixtures("extension")

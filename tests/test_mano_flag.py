@@ -91,7 +91,7 @@ def test_training_testing_and_demo_use_the_files_wherever_they_lie(run, hand_mod
 
 def write_snapshot(output: Path, overrides: list[str], hand_model: dict[str, str]) -> None:
     config = config_to_dict(load_config("lgnet", overrides))
-    snapshot = Snapshot(model={}, optimizer={}, random_states=[], step=1, next_epoch=1, next_batch=0, config=config,
+    snapshot = Snapshot(model={}, optimizer={}, random_states=[], step=1, next_epoch=1, next_sample=0, config=config,
                         hand_model=hand_model, mean_joints=torch.zeros(2, 21, 3), torch_version="", world_size=1)
     save_snapshot(snapshot, snapshot_path(output / "model_dump", 0))
 

@@ -112,7 +112,7 @@ def test_both_toy_meshes_seen_from_the_right_wrist_score_what_was_worked_out():
 seeds = st.integers(0, 2**32 - 1)
 shifts = st.tuples(*[st.floats(-2, 2)] * 3).map(lambda values: torch.tensor(values, dtype=torch.float64))
 factors = st.floats(0.2, 5)
-quick = settings(max_examples=50, deadline=None)
+quick = settings(max_examples=25, deadline=None)     # for each of six protocols
 
 
 def figures(protocol: Protocol, errors: SampleErrors) -> dict[str, float]:

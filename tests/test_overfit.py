@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
+from common.engine.loading import on_device
 from common.losses import TwoHandLoss
 from common.metrics import PROTOCOLS, PredictedHands, sample_errors
 from common.nets.lgnet import build_lgnet
@@ -24,7 +25,7 @@ def test_eight_fixed_samples_are_learned_to_less_than_five_millimetres(hand_mode
     reader = build_reader("InterHand26M", root=tmp_path, split="train", hand_model=hand_model,
                           filter="ih_hm", box_source="vertices")
     dataset = TwoHandDataset(reader, size=64, box_ratio=0.8)
-    batch = default_collate([dataset[0, index] for index in range(8)])
+    batch = on_device(default_collate([dataset[0, index] for index in range(8)]), torch.device("cpu"))
 
     torch.manual_seed(0)
     config = load_config("quickstart", ["model.input_size=64"])

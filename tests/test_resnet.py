@@ -2,8 +2,6 @@
 
 import builtins
 import logging
-import subprocess
-import sys
 import urllib.error
 
 import pytest
@@ -45,6 +43,27 @@ def test_weights_come_from_a_file_and_the_log_says_so(tmp_path, caplog):
     assert torch.equal(net.conv1.weight, source.conv1.weight)
     assert torch.equal(net.layer4[-1].bn2.running_var, source.layer4[-1].bn2.running_var)
     assert "weights.pth" in caplog.text
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_names_that_a_wrapper_left_are_accepted_with_a_note(tmp_path, caplog, prefix):
+    """As DistributedDataParallel and torch.compile save them."""
+    torch.manual_seed(1)
+    source = import_torchvision().models.resnet18()
+    torch.save({f"{prefix}{name}": value for name, value in source.state_dict().items()}, tmp_path / "weights.pth")
+    with caplog.at_level(logging.INFO):
+        net = ResNet("resnet18", str(tmp_path / "weights.pth"))
+    assert torch.equal(net.conv1.weight, source.conv1.weight)
+    assert torch.equal(net.layer4[-1].bn2.running_var, source.layer4[-1].bn2.running_var)
+    assert all(f"begin with '{wrapper}.'" in caplog.text for wrapper in prefix.split(".")[:-1])
+
+
+def test_names_of_which_only_some_begin_like_a_wrappers_are_left_as_they_are(tmp_path):
+    state = import_torchvision().models.resnet18().state_dict()
+    state["module.conv1.weight"] = state.pop("conv1.weight")
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match="missing, unknown or of another shape"):
+        ResNet("resnet18", str(tmp_path / "weights.pth"))
 
 
 def test_without_weights_the_log_says_scratch(caplog):
@@ -106,10 +125,10 @@ def test_the_shipped_backbone_is_what_the_quickstart_starts_from(hand_model, cap
     assert config.model.pretrained in caplog.text
 
 
-def test_an_exported_backbone_is_that_of_the_snapshot(hand_model, tmp_path):
+def test_an_exported_backbone_is_that_of_the_snapshot(run, hand_model, tmp_path):
     save_tiny_snapshot(tmp_path / "snapshot_0.pth.tar", hand_model)
-    subprocess.run([sys.executable, ROOT / "tool" / "export_backbone.py", tmp_path / "snapshot_0.pth.tar",
-                    tmp_path / "backbone.pth"], check=True, capture_output=True)
+    code, _ = run("tool/export_backbone.py", tmp_path / "snapshot_0.pth.tar", tmp_path / "backbone.pth")
+    assert code == 0
     weights = load_snapshot(tmp_path / "snapshot_0.pth.tar")[0].model
     state = ResNet("resnet18", str(tmp_path / "backbone.pth")).state_dict()
     for name, value in state.items():

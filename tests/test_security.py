@@ -42,6 +42,7 @@ def in_torch_s_archive(content: bytes) -> bytes:
     return changed.getvalue()
 
 
+@pytest.mark.scorecard("malicious files")
 @pytest.mark.parametrize("wrap", [bytes, in_torch_s_archive], ids=["bare", "archive"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.usefixtures("extension")
@@ -56,6 +57,7 @@ def test_a_snapshot_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Pa
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.scorecard("malicious files")
 @pytest.mark.parametrize("wrap", [bytes, in_torch_s_archive], ids=["bare", "archive"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.usefixtures("extension")

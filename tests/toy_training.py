@@ -1,13 +1,19 @@
 """A trainer of a tiny model on a tiny set on disk: everything the engine touches, in milliseconds."""
 
+import random
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from fixtures_interhand import write_interhand
 from torch import Tensor, nn
 
+from common.engine.checkpoint import Snapshot, load_latest, load_weights
+from common.engine.evaluator import Evaluator
 from common.engine.launch import Process
+from common.engine.loading import predict
 from common.engine.trainer import Trainer
 from common.hands import NUM_JOINTS, NUM_VERTICES
 from common.losses import TwoHandLoss
@@ -16,9 +22,10 @@ from common.types import HandPrediction, JointPrediction, ManoParams, Stages
 from data import build_reader
 from data.augment import AugmentRanges
 from data.dataset import TwoHandDataset
-from main.config import AugmentConfig, LossConfig, TrainConfig
+from main.config import AugmentConfig, LossConfig, TestConfig, TrainConfig
 
 SIZE, DEPTH_RANGE = 32, 0.4
+SHORT = {"epochs": 2, "lr_drops": (1,)}     # six steps, three in each epoch
 CPU = Process(torch.device("cpu"))
 
 
@@ -64,11 +71,53 @@ def toy_loss(hand_model: HandModel) -> TwoHandLoss:
 
 
 def toy_trainer(dataset: TwoHandDataset, output: Path, *, model: nn.Module | None = None, workers: int = 0,
-                process: Process = CPU, max_bad_fraction: float = 0.001, **settings) -> Trainer:
-    """A trainer that starts from seed 0 whatever ran before it."""
+                process: Process = CPU, max_bad_fraction: float = 0.001, validated: TwoHandDataset | None = None,
+                **settings) -> Trainer:
+    """A trainer that starts from seed 0 whatever ran before it.
+
+    validated: what it is scored on after epochs, None for nothing.
+    """
+    random.seed(0)
+    np.random.seed(0)
     torch.manual_seed(0)
     hand_model = dataset.reader.hand_model
     facts = {"config": {}, "hand_model": hand_model.identity, "mean_joints": torch.zeros(2, NUM_JOINTS, 3)}
     settings = TrainConfig(**{"epochs": 3, "batch_size": 2, "lr": 1e-2, "lr_drops": (2,), **settings})
     return Trainer(model or ToyHands(), toy_loss(hand_model), dataset, settings=settings, workers=workers,
-                   max_bad_fraction=max_bad_fraction, process=process, output=output, facts=facts)
+                   max_bad_fraction=max_bad_fraction, process=process, output=output, facts=facts,
+                   validator=validated and partial(toy_evaluator, validated, process))
+
+
+def plain_trainer(dataset: TwoHandDataset, output: Path, process: Process = CPU, **settings) -> Trainer:
+    """A trainer whose steps do not depend on how two samples are shared out over processes: without dropout, without
+    batch normalisation, which sees the samples of its own process only, and on samples that annotate alike."""
+    torch.manual_seed(0)
+    settings = {"epochs": 1, "batch_size": 2 // process.world_size, "lr": 1e-4, **settings}
+    return toy_trainer(dataset, output, model=ToyHands(dropout=0.0, normalized=False), process=process, **settings)
+
+
+def toy_evaluator(dataset: TwoHandDataset, process: Process, model: nn.Module) -> Evaluator:
+    return Evaluator(partial(predict, model), dataset, torch.zeros(2, NUM_JOINTS, 3), settings=TestConfig(batch_size=4),
+                     workers=0, process=process)
+
+
+def resumed(dataset: TwoHandDataset, output: Path, **settings) -> Trainer:
+    """A trainer that goes on from the last snapshot under `output`."""
+    snapshot, path = load_latest(output / "model_dump")
+    trainer = toy_trainer(dataset, output, **settings)
+    random.seed(1234)           # whatever the new process drew before it went on
+    np.random.seed(1234)
+    torch.manual_seed(1234)
+    load_weights(trainer.model, snapshot.model, str(path))
+    trainer.restore(snapshot)
+    return trainer
+
+
+def assert_same_end(output: Path, reference: Snapshot) -> None:
+    """The run ended in the state of `reference`, to the bit."""
+    snapshot = load_latest(output / "model_dump")[0]
+    assert (snapshot.step, snapshot.next_epoch) == (reference.step, reference.next_epoch) and not snapshot.next_sample
+    torch.testing.assert_close(snapshot.model, reference.model, rtol=0, atol=0)
+    torch.testing.assert_close(snapshot.optimizer, reference.optimizer, rtol=0, atol=0)
+    for mine, theirs in zip(snapshot.random_states, reference.random_states, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)

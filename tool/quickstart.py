@@ -15,12 +15,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import numpy as np  # noqa: E402
-
 from common.engine.checkpoint import snapshot_path, snapshots_in  # noqa: E402
 from common.errors import run_entry_point  # noqa: E402
 from common.mano import load_hand_model  # noqa: E402
 from data import build_reader  # noqa: E402
+from data.subset import spread_evenly  # noqa: E402
 from main.config import Config, load_config  # noqa: E402
 
 FRAMES = 1600
@@ -80,7 +79,7 @@ def choose_photos(config: Config, folder: Path) -> None:
                           hand_model=hand_model, filter=config.data.filter, box_source=config.data.box_source)
     folder.mkdir(parents=True, exist_ok=True)
     boxes = {}
-    for index in np.linspace(0, len(reader) - 1, min(NUM_PHOTOS, len(reader))).round().astype(int).tolist():
+    for index in spread_evenly(len(reader), NUM_PHOTOS):
         record = reader.read(index)
         name = f"test_{index:05d}{record.image_path.suffix}"
         shutil.copyfile(record.image_path, folder / name)

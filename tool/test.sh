@@ -8,6 +8,9 @@ selection=()
 if [ "${1:-}" = "--slow" ]; then
     selection=(-m "slow or not slow")
     shift
+elif [ $# -eq 0 ]; then
+    # In two processes, each file in one of them, so that what its tests share is made once. Slow tests measure times.
+    selection=(-n 2 --dist loadfile)
 fi
 bash tool/setup_env.sh
 # The arrays are small: more threads than one only get in each other's way.

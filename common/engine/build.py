@@ -15,6 +15,7 @@ from common.nets.lgnet import LGNet, build_lgnet
 from data import build_reader
 from data.augment import AugmentRanges
 from data.dataset import TwoHandDataset
+from data.subset import EvenSubset
 from main.config import Config, config_to_dict
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,18 @@ def configured_dataset(config: Config, hand_model: HandModel, name: str, split: 
     augment = AugmentRanges(**asdict(data.augment)) if augmented else None
     return TwoHandDataset(reader, size=config.model.input_size, box_ratio=data.box_ratio, augment=augment,
                           seed=config.train.seed)
+
+
+def validation_dataset(config: Config, hand_model: HandModel) -> TwoHandDataset:
+    """What training is scored on as it goes: at most `data.val_samples` of the split `data.val_split`."""
+    try:
+        dataset = configured_dataset(config, hand_model, config.data.trainset, config.data.val_split, augmented=False)
+    except UserError as error:
+        raise UserError(f"There is nothing to validate on. {error.message}",
+                        "Choose another split with --set data.val_split=NAME, or switch validation off with --set "
+                        "train.validate_every=0.", error.exit_code) from None
+    dataset.reader = EvenSubset(dataset.reader, config.data.val_samples)
+    return dataset
 
 
 def configured_loss(config: Config, hand_model: HandModel) -> TwoHandLoss:

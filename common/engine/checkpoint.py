@@ -1,7 +1,8 @@
 """Snapshots: complete under their final name or refused, and made of tensors and plain values only.
 
 A snapshot is two files: `snapshot_N.pth.tar` and `snapshot_N.pth.tar.sha256`, a line that `sha256sum -c` reads. The
-second is written last: without it, or with another digest in it, the first does not count.
+second is written last: without it, or with another digest in it, the first does not count. Snapshots taken inside
+epoch E, after S of its samples, are called `partial_E_S.pth.tar`.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import hashlib
 import logging
 import os
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +19,12 @@ from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from common.errors import UserError
+from common.errors import EXIT_ENVIRONMENT, UserError
 
 log = logging.getLogger(__name__)
-_NAME = re.compile(r"(snapshot|interrupted)_(\d+)(?:_(\d+))?\.pth\.tar")
+_NAME = re.compile(r"snapshot_(\d+)\.pth\.tar|partial_(\d+)_(\d+)\.pth\.tar")
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,14 @@ class Snapshot:
     random_states: list[dict[str, Any]]     # of each process, see common.engine.seeding
     step: int                               # optimiser steps done
     next_epoch: int                         # where training goes on
-    next_batch: int                         # batches of that epoch already done
+    next_sample: int                        # samples of that epoch already done, by all processes together
     config: dict[str, Any]
     hand_model: dict[str, str]              # common.mano.HandModel.identity
     mean_joints: Tensor                     # (2, 21, 3) metres, of the training set: the mean-pose baseline
     torch_version: str
     world_size: int
+    score: float | None = None              # MPJPE in mm of the validation after its epoch; None: not validated
+    best: tuple[int, float] | None = None   # the epoch with the lowest score so far, and that score
 
 
 def snapshot_path(folder: Path, epoch: int) -> Path:
@@ -46,17 +51,36 @@ def snapshot_path(folder: Path, epoch: int) -> Path:
     return folder / f"snapshot_{epoch}.pth.tar"
 
 
-def interrupted_path(folder: Path, epoch: int, batch: int) -> Path:
-    """Where the snapshot of a run that was stopped inside an epoch lies."""
-    return folder / f"interrupted_{epoch}_{batch}.pth.tar"
+def partial_path(folder: Path, epoch: int, sample: int) -> Path:
+    """Where the snapshot taken after `sample` samples of epoch `epoch` lies."""
+    return folder / f"partial_{epoch}_{sample}.pth.tar"
 
 
 def save_snapshot(snapshot: Snapshot, path: Path) -> None:
-    """Write a snapshot and its digest. A failure leaves whatever was there before."""
+    """Write a snapshot and its digest. A failure leaves whatever was there before.
+
+    Raises UserError with exit code 5 if it cannot be written, or is not read back as it was written.
+    """
     values = {field.name: getattr(snapshot, field.name) for field in dataclasses.fields(snapshot)}
-    write_atomically(path, lambda file: torch.save(values, file))
-    line = f"{_sha256(path)}  {path.name}\n".encode()
+    written = hashlib.sha256()
+    size = sum(leaf.nbytes for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
+    write_atomically(path, lambda file: torch.save(values, _Hashed(file, written)), size)
+    if _sha256(path) != written.hexdigest():
+        raise UserError(f"{path} is not read back as it was written.", "Check the disk, then run again with "
+                        "--continue.", EXIT_ENVIRONMENT)
+    line = f"{written.hexdigest()}  {path.name}\n".encode()
     write_atomically(_digest_path(path), lambda file: file.write(line))
+
+
+class _Hashed:
+    """A file whose bytes are hashed on their way."""
+
+    def __init__(self, file: BinaryIO, digest: "hashlib._Hash"):
+        self.file, self.digest, self.flush = file, digest, file.flush
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self.file.write(data)
 
 
 def load_snapshot(path: Path) -> tuple[Snapshot, str]:
@@ -69,15 +93,29 @@ def load_snapshot(path: Path) -> tuple[Snapshot, str]:
     if not _digest_path(path).is_file():
         raise UserError(f"{path} is incomplete: {_digest_path(path).name} is missing beside it.",
                         "A run that was killed while saving leaves this; use another snapshot.")
-    expected, found = _digest_path(path).read_text(errors="replace")[:64], _sha256(path)
+    try:
+        expected, found = stored_sha256(path), _sha256(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.", "Use another snapshot.") from None
     if found != expected:
         raise UserError(f"{path} is damaged (sha256 {found[:12]} instead of {expected[:12]}).", "Use another snapshot.")
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
-        return Snapshot(**values), found
+        snapshot = Snapshot(**_counted_in_samples(values))
+        if not all(isinstance(value, Tensor) for value in snapshot.model.values()):
+            raise TypeError("its weights are not tensors")
+        return snapshot, found
     except Exception as error:     # torch.load raises half a dozen types for a file that is not its own
         reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip().split("\n")[0][:200]
         raise UserError(f"{path} is not a snapshot of this program: {reason}.", "Use another snapshot.") from None
+
+
+def _counted_in_samples(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a snapshot; early ones count the batches of each process."""
+    if "next_batch" in values:
+        batches = values.pop("next_batch")
+        values["next_sample"] = batches and batches * values["config"]["train"]["batch_size"] * values["world_size"]
+    return values
 
 
 def load_latest(folder: Path) -> tuple[Snapshot, Path]:
@@ -95,32 +133,66 @@ def load_latest(folder: Path) -> tuple[Snapshot, Path]:
                     "Move the damaged ones away to start again." if paths else "Leave out --continue to start a run.")
 
 
+def best_epoch(folder: Path) -> int:
+    """The epoch with the lowest validation score of the run in `folder`, as its last snapshot tells.
+
+    Raises UserError if there is none, or if that snapshot cannot be read.
+    """
+    paths = snapshots_in(folder)
+    if not paths:
+        raise UserError(f"There is no snapshot in {folder}.", _existing_epochs(folder))
+    best = load_snapshot(paths[-1])[0].best
+    if best is None:
+        raise UserError(f"No epoch of the run in {folder} has been validated: there is no best one.",
+                        f"{_existing_epochs(folder)} Validation is switched on by train.validate_every.")
+    log.info("Epoch %d has the lowest validation score, %.2f mm.", *best)
+    return best[0]
+
+
 def snapshots_in(folder: Path) -> list[Path]:
     """All snapshots that were written to the end, the one that went furthest last."""
-    named = (path for path in folder.glob("*.pth.tar") if _NAME.fullmatch(path.name))
-    return sorted((path for path in named if _digest_path(path).is_file()), key=_progress)
+    return [path for path in _named(folder) if _digest_path(path).is_file()]
 
 
-def remove_old_snapshots(folder: Path, keep: int) -> None:
-    """Delete all but the last `keep` snapshots of whole epochs, and what the last of them makes useless: interrupted
-    ones, and files that a killed run left half-written.
+def remove_old_snapshots(folder: Path, keep: int, best: int | None = None) -> None:
+    """Delete all snapshots but the newest, the last `keep` of whole epochs and that of epoch `best`; and files that a
+    killed run left half-written.
 
     Call it after the newest is complete. A file that cannot be deleted stays, with a warning.
     """
     paths = snapshots_in(folder)
-    whole = [path for path in paths if path.name.startswith("snapshot")]
-    if not whole:
+    if not paths:
         return
-    old = [path for path in paths if path not in whole[-keep:] and _progress(path) < _progress(whole[-1])]
-    for path in [*map(_digest_path, old), *old, *folder.glob("*.tmp-*")]:
+    kept = {paths[-1], *[path for path in paths if _is_whole(path)][-keep:]}
+    kept |= set() if best is None else {snapshot_path(folder, best)}
+    # A snapshot without its digest counts for nothing; one that went further than the newest may be of use by hand.
+    old = [path for path in _named(folder) if path not in kept and _progress(path) < _progress(paths[-1])]
+    orphans = [digest for digest in folder.glob("*.pth.tar.sha256") if not digest.with_suffix("").exists()]
+    for path in [*old, *map(_digest_path, old), *orphans, *folder.glob("*.tmp-*")]:
         try:
-            path.unlink()
+            path.unlink(missing_ok=True)
         except OSError as error:
             log.warning("The old file %s cannot be deleted: %s.", path, error.strerror)
 
 
+def check_space(folder: Path, size: int, most: int) -> None:
+    """Before a run: is there room for its snapshots of about `size` bytes, of which up to `most` lie there at a time?
+
+    Raises UserError with exit code 5 if not even one fits; warns if not all do. folder: need not exist yet.
+    """
+    free = free_bytes(folder)
+    if free < size:
+        raise UserError(f"A snapshot needs about {_megabytes(size)}, and {_megabytes(free)} are free for {folder}.",
+                        "Make room, or choose a folder on another disk with --set output=FOLDER.", EXIT_ENVIRONMENT)
+    held = sum(path.stat().st_size for path in folder.glob("*.pth.tar"))
+    if free + held < most * size:
+        log.warning("Up to %d snapshots of about %s are kept in %s, and %s are free: training stops when the disk is "
+                    "full.", most, _megabytes(size), folder, _megabytes(free))
+
+
 def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
-    """Put `weights` into the model if every name and shape agrees and every value is finite, else raise UserError."""
+    """Put `weights` into the model if every name, shape and type agrees and every value is finite, else raise
+    UserError."""
     own = model.state_dict()
     differences = {
         "missing": [name for name in own if name not in weights],
@@ -128,6 +200,10 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> No
         "of another shape": [
             f"{name} {tuple(weights[name].shape)} instead of {tuple(own[name].shape)}"
             for name in own if name in weights and weights[name].shape != own[name].shape
+        ],
+        "of another type": [
+            f"{name} {weights[name].dtype} instead of {own[name].dtype}"
+            for name in own if name in weights and weights[name].dtype != own[name].dtype
         ],
         "not finite": [name for name, value in weights.items() if not torch.isfinite(value).all()],
     }
@@ -139,8 +215,11 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> No
     model.load_state_dict(weights)
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Let `write` fill a file that appears under `path` only when it is complete and on the disk."""
+def write_atomically(path: Path, write: Callable[[BinaryIO], Any], size: int = 0) -> None:
+    """Let `write` fill a file that appears under `path` only when it is complete and on the disk.
+
+    size: about how many bytes it needs, if that is known. Raises the error that `cannot_write` makes.
+    """
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -150,11 +229,36 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:     # a full disk shows as a RuntimeError inside torch.save
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split("\n")[0]
-        raise UserError(f"Cannot write {path}: {reason}.", "Is the disk full or the folder read-only?") from error
+        cause = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__       # torch.save ends with an error of its own after that of the disk
+        if cause is None:
+            raise
+        raise cannot_write(path, cause, size) from error
+
+
+def cannot_write(path: Path, error: OSError, size: int = 0) -> UserError:
+    """What to raise if `path` cannot be written: exit code 2 if no file can be there, 5 if the disk or the folder does
+    not take one of `size` bytes (0: unknown)."""
+    reason = error.strerror or str(error)
+    if isinstance(error, (NotADirectoryError, IsADirectoryError, FileExistsError)):
+        return UserError(f"Cannot write {path}: {reason}.", "Choose another path.")
+    needs = f"needs about {_megabytes(size)}, " if size else ""
+    return UserError(f"Cannot write {path}: {reason} ({needs}{_megabytes(free_bytes(path))} are free).",
+                     "Make room or make the folder writable, then run again; train.py goes on with --continue.",
+                     EXIT_ENVIRONMENT)
+
+
+def free_bytes(path: Path) -> int:
+    """Free space where `path` lies or would lie."""
+    return shutil.disk_usage(next(place for place in (path, *path.absolute().parents) if place.exists())).free
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.0f} MB" if size >= 1e6 else f"{size / 1e6:.2f} MB"
 
 
 def _sync_folder(folder: Path) -> None:
@@ -163,6 +267,11 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def stored_sha256(path: Path) -> str:
+    """The SHA-256 that a snapshot had when it was written."""
+    return _digest_path(path).read_text(errors="replace")[:64]
 
 
 def _digest_path(path: Path) -> Path:
@@ -174,12 +283,21 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _named(folder: Path) -> list[Path]:
+    """All files named like snapshots, the one that went furthest last."""
+    return sorted((path for path in folder.glob("*.pth.tar") if _NAME.fullmatch(path.name)), key=_progress)
+
+
+def _is_whole(path: Path) -> bool:
+    return path.name.startswith("snapshot")
+
+
 def _progress(path: Path) -> tuple[int, float]:
-    """Epoch and batch up to which a snapshot went; one of a whole epoch went past all of its batches."""
-    _, epoch, batch = _NAME.fullmatch(path.name).groups()
-    return int(epoch), float("inf") if batch is None else int(batch)
+    """Epoch and sample up to which a snapshot went; one of a whole epoch went past all of its samples."""
+    whole, epoch, sample = _NAME.fullmatch(path.name).groups()
+    return (int(epoch), int(sample)) if whole is None else (int(whole), float("inf"))
 
 
 def _existing_epochs(folder: Path) -> str:
-    epochs = [str(_progress(path)[0]) for path in snapshots_in(folder) if path.name.startswith("snapshot")]
+    epochs = [str(_progress(path)[0]) for path in snapshots_in(folder) if _is_whole(path)]
     return f"Epochs that exist: {', '.join(epochs)}." if epochs else "There are no snapshots: train first."

@@ -14,14 +14,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from common.engine.acceleration import for_inference
 from common.engine.bad_samples import BadSamples
 from common.engine.build import configured_dataset, configured_hand_model, trained_model
 from common.engine.checkpoint import Snapshot, write_atomically
 from common.engine.launch import Process
-from common.engine.loading import batches, build_loader, map_tensors, predict
+from common.engine.loading import batches, build_loader, dead_loaders_told, map_tensors, predict
 from common.errors import EXIT_OK, EXIT_SOME_FAILED
 from common.mano import check_same_model
 from common.metrics import PckOptions, PredictedHands, protocol_named, report_lines
+from common.provenance import code_revision, portable, versions
 from common.scoring import EVERY_PROTOCOL, Scorer, Tally
 from common.types import HandPrediction, Stages, TwoHandBatch
 from data.dataset import EpochSampler, TwoHandDataset
@@ -58,14 +60,22 @@ class Evaluator:
         hand_model = configured_hand_model(config)
         check_same_model(hand_model.identity, snapshot.hand_model, where)
         dataset = configured_dataset(config, hand_model, config.data.testset, config.data.test_split, augmented=False)
-        model = trained_model(config, hand_model, snapshot.model, where).to(process.device).eval()
-        return cls(partial(predict, model), dataset, snapshot.mean_joints, settings=config.test,
+        model = trained_model(config, hand_model, snapshot.model, where).to(process.device)
+        fast = for_inference(model, precision=config.test.precision, channels_last=config.test.channels_last,
+                             compile_mode=config.test.compile)
+        return cls(partial(predict, fast), dataset, snapshot.mean_joints, settings=config.test,
                    workers=config.data.workers, process=process, save=save)
 
-    def run(self) -> Tally:
-        """Predict and score every sample. The tally of all processes, in every one of them; `scores` reads it."""
+    @dead_loaders_told()
+    def run(self, stopped: Callable[[], bool] = lambda: False) -> Tally | None:
+        """Predict and score every sample. The tally of all processes, in every one of them; `scores` reads it.
+
+        None if `stopped`, which all processes ask before each batch, told all of them to leave off.
+        """
         faults = {}
         for batch in self._batches():
+            if stopped():
+                return None
             faults |= {index: code for index, code in zip(batch.index.tolist(), batch.fault.tolist(), strict=True)
                        if code}
             self._score(self._own_samples(batch))
@@ -113,10 +123,12 @@ class Evaluator:
 
 
 def report(scores: dict[str, Any], facts: dict[str, Any], folder: Path) -> int:
-    """Print the scores and write them with `facts` to folder/metrics.json. Exit code: 0, or 4 if the model predicted
-    numbers that are not finite or if samples could not be used."""
+    """Print the scores and write them, with `facts` and the state of the program, to folder/metrics.json.
+
+    Exit code: 0, or 4 if the model predicted numbers that are not finite or if samples could not be used.
+    """
     path = folder / "metrics.json"
-    write_json(path, scores | facts)
+    write_json(path, scores | portable(facts | {"program": code_revision(), "versions": versions()}))
 
     name, rough, mean_pose = scores["protocol"], scores["rough"], scores["baseline"]["mean_pose"]["mpjpe"]
     final = scores["protocols"][name]

@@ -1,6 +1,8 @@
 """Batches: from a dataset through loader processes to a device."""
 
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -8,9 +10,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from common.engine.seeding import use_one_thread
-from common.errors import UserError
-from common.types import GroundTruthCamera, Stages, TwoHandBatch
+from common.errors import EXIT_ENVIRONMENT, UserError
+from common.types import GroundTruthCamera, Sample, Stages, TwoHandBatch
+from data.augment import float_image
 from data.dataset import EpochSampler, TwoHandDataset
+
+# How torch's messages begin when a loader process has died; the thread that pins memory dies of it too.
+_DEAD_LOADER = ("DataLoader worker (pid", "Pin memory thread exited")
+_SIGNAL_S = 1.0     # seconds in which a dead process has been signalled
 
 
 class TrainingBatch(NamedTuple):
@@ -19,6 +26,7 @@ class TrainingBatch(NamedTuple):
     batch: TwoHandBatch     # the usable samples
     faults: dict[int, int]  # index: code of a data.checks.Reason, for each sample that was taken out
     is_blank: bool          # too few were usable: the batch holds bad ones, which annotate nothing
+    waited_s: float         # how long the loader kept the caller waiting
 
 
 def build_loader(dataset: TwoHandDataset, sampler: EpochSampler, *, batch_size: int, workers: int,
@@ -34,7 +42,7 @@ def build_loader(dataset: TwoHandDataset, sampler: EpochSampler, *, batch_size: 
 def batches(loader: DataLoader, device: torch.device) -> Iterator[TwoHandBatch]:
     """The loader's batches on the device, bad samples and all."""
     for batch in loaded(loader):
-        yield _to_device(batch, device)
+        yield on_device(batch, device)
 
 
 def training_batches(loader: DataLoader, device: torch.device) -> Iterator[TrainingBatch]:
@@ -43,21 +51,27 @@ def training_batches(loader: DataLoader, device: torch.device) -> Iterator[Train
     Taking those rows out, and not only their masks, keeps black pictures out of the statistics of batch
     normalisation. A batch with fewer than two usable samples has no statistics and comes blank.
     """
+    start = time.perf_counter()
     for batch in loaded(loader):
+        waited_s = time.perf_counter() - start
         bad = batch.fault > 0
         faults = dict(zip(batch.index[bad].tolist(), batch.fault[bad].tolist(), strict=True))
         is_blank = int((~bad).sum()) < min(2, len(bad))
         if faults:
             batch = _take(batch, bad if is_blank else ~bad)
-        yield TrainingBatch(_to_device(batch, device), faults, is_blank)
+        yield TrainingBatch(on_device(batch, device), faults, is_blank, waited_s)
+        start = time.perf_counter()
 
 
-def _take(batch: TwoHandBatch, rows: Tensor) -> TwoHandBatch:
-    return map_tensors(lambda tensor: tensor[rows], batch)
+def on_device(samples: Sample, device: torch.device) -> TwoHandBatch:
+    """Stacked samples as a batch on the device. Bytes travel there; it makes the floats itself."""
+    samples = map_tensors(lambda tensor: tensor.to(device, non_blocking=True), samples)
+    return TwoHandBatch(float_image(samples.pixels, samples.gain), samples.targets, samples.camera_crop, samples.index,
+                        samples.fault)
 
 
-def _to_device(batch: TwoHandBatch, device: torch.device) -> TwoHandBatch:
-    return map_tensors(lambda tensor: tensor.to(device, non_blocking=True), batch)
+def _take(samples: Sample, rows: Tensor) -> Sample:
+    return map_tensors(lambda tensor: tensor[rows], samples)
 
 
 def loaded(loader: DataLoader) -> Iterator[Any]:
@@ -71,12 +85,33 @@ def loaded(loader: DataLoader) -> Iterator[Any]:
         except UserError as error:
             # A loader process hands its error over as the text of a traceback.
             raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
-        except (RuntimeError, ConnectionError, EOFError) as error:      # the faces of a process that is gone
-            if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid"):
-                raise
-            raise UserError(f"A loader process died: {str(error).splitlines()[0]}",
-                            "Is the memory full? Try --set data.workers=1.") from None
+        except MemoryError as error:
+            raise _lost_loader(str(error).splitlines()[0]) from None
+        except (ConnectionError, EOFError) as error:
+            # A process died while it handed over a batch. Torch's error that says which comes with a signal.
+            time.sleep(_SIGNAL_S)
+            raise _lost_loader(f"a loader process is gone ({error!r})") from None
         yield batch
+
+
+@contextmanager
+def dead_loaders_told() -> Iterator[None]:
+    """Within it, a loader process that dies ends in a UserError.
+
+    torch raises its error for that wherever the main thread happens to be: in a step as well as while it waits.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith(_DEAD_LOADER):
+            raise
+        raise _lost_loader(str(error).splitlines()[0]) from None
+
+
+def _lost_loader(what: str) -> UserError:
+    return UserError(f"Loading data failed: {what.strip(' .')}.", "Most often the memory or /dev/shm is full: try "
+                     "fewer loader processes with --set data.workers=1, or 0 for none. train.py goes on with "
+                     "--continue.", EXIT_ENVIRONMENT)
 
 
 def predict(model: nn.Module, batch: TwoHandBatch) -> Stages:

@@ -1,14 +1,19 @@
 """Where a run reports: the console and a text file, from the main process only."""
 
+import contextlib
 import logging
+import logging.handlers
 import sys
+import threading
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from common.errors import UserError
+from common.engine.checkpoint import cannot_write
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -25,6 +30,24 @@ class _ConsoleHandler(logging.Handler):
         sys.stdout.flush()
 
 
+class _FileHandler(logging.handlers.WatchedFileHandler):
+    """Begins a new file if the old one is removed. A disk that takes no more is told of once and stops nothing."""
+
+    is_failing = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
+            super().emit(record)
+        except OSError:
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self.is_failing:
+            self.is_failing = True      # before the line below, which comes here again
+            log.warning("The log %s misses lines from here on: %s.", self.baseFilename, sys.exc_info()[1])
+
+
 def start_log(file: Path, *, is_main: bool) -> None:
     """Show the log on the console and append it, with its details, to `file`.
 
@@ -34,9 +57,9 @@ def start_log(file: Path, *, is_main: bool) -> None:
     if is_main:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            handlers.append(logging.FileHandler(file, encoding="utf-8"))
+            handlers.append(_FileHandler(file, encoding="utf-8"))
         except OSError as error:
-            raise UserError(f"Cannot write {file}: {error.strerror}.", "Choose another folder with output.") from error
+            raise cannot_write(file, error) from error
         handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
     for package in map(logging.getLogger, _PACKAGES):
         for old in list(package.handlers):
@@ -54,28 +77,45 @@ class Recorder:
     """
 
     def __init__(self, folder: Path, *, is_main: bool, first_step: int):
+        self.thread_hook, threading.excepthook = threading.excepthook, self._failed_thread
         self.writer = _tensorboard_writer(folder, first_step) if is_main else None
-        self.sums: dict[str, Tensor] = {}
-        self.count = 0
+        self.rows: dict[tuple[str, ...], list[Tensor]] = defaultdict(list)
 
     def add(self, figures: dict[str, Tensor]) -> None:
-        """Count in one step's figures (scalar tensors on any device)."""
-        for name, value in figures.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.detach().double()
-        self.count += 1
+        """Count in figures that come together (scalar tensors). They stay on their device: its work is not awaited."""
+        self.rows[tuple(figures)].append(torch.stack([value.detach() for value in figures.values()]))
 
-    def read(self, step: int) -> dict[str, float]:
-        """Means since the last call, written to TensorBoard at `step`."""
-        means = {name: float(value) / self.count for name, value in self.sums.items()}
-        self.sums, self.count = {}, 0
-        if self.writer:
-            for name, value in means.items():
-                self.writer.add_scalar(name, value, step)
+    def read(self, step: int, seconds: dict[str, float]) -> dict[str, float]:
+        """Means since the last call and `seconds`, figures of the clock, written to TensorBoard at `step`."""
+        means = {}
+        for names, rows in self.rows.items():
+            means |= zip(names, torch.stack(rows).double().mean(dim=0).tolist(), strict=True)
+        self.rows.clear()
+        means |= seconds
+        self.write(means, step)
         return means
 
+    def write(self, values: dict[str, float], step: int) -> None:
+        """Put values into TensorBoard, which goes without them, with a warning, where its file cannot be written."""
+        if self.writer is None:
+            return
+        try:
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, step)
+        except OSError as error:        # of its thread, at an earlier value
+            log.warning("The curves for TensorBoard end at step %d: %s.", step, error)
+            self.writer = None
+
     def close(self) -> None:
-        if self.writer:
-            self.writer.close()
+        with contextlib.suppress(OSError):      # of a full disk
+            if self.writer:
+                self.writer.close()
+        threading.excepthook = self.thread_hook
+
+    def _failed_thread(self, failure: threading.ExceptHookArgs) -> None:
+        """TensorBoard's own thread would print a page; `write` meets its error too and tells it in a line."""
+        if not type(failure.thread).__module__.startswith("tensorboard."):
+            self.thread_hook(failure)
 
 
 def _tensorboard_writer(folder: Path, first_step: int) -> "SummaryWriter | None":
@@ -84,4 +124,7 @@ def _tensorboard_writer(folder: Path, first_step: int) -> "SummaryWriter | None"
     except ImportError:
         log.warning("TensorBoard is not installed: the curves are in the text log only.")
         return None
-    return SummaryWriter(str(folder), purge_step=first_step)
+    try:
+        return SummaryWriter(str(folder), purge_step=first_step)
+    except OSError as error:
+        raise cannot_write(folder, error) from None

@@ -14,6 +14,7 @@ from common.errors import UserError
 from common.nets.torchvision_import import import_torchvision
 
 logger = logging.getLogger(__name__)
+_WRAPPERS = ("module.", "_orig_mod.")   # of DistributedDataParallel and torch.compile
 
 
 class ImageFeatures(NamedTuple):
@@ -103,6 +104,15 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip() or type(error).__name__
         raise UserError(f"model.pretrained is '{path}', which cannot be read: {reason.splitlines()[0][:200]}.",
                         "Give a torchvision state dict: a file of tensors and nothing else.") from None
-    if not isinstance(state, dict):
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise UserError(f"model.pretrained is '{path}', which holds {type(state).__name__} and not a state dict.")
+    return _unwrapped(state)
+
+
+def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same weights without what wrappers of a model put before all of its names."""
+    for prefix in _WRAPPERS * 2:        # one wrapper may be inside the other
+        if state and all(name.startswith(prefix) for name in state):
+            logger.info("the weights' names begin with '%s', which is left out", prefix)
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state

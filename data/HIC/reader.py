@@ -1,5 +1,6 @@
 """HIC (Tzionas et al., IJCV 2016): frames of one fixed camera with MANO meshes. It is only tested on."""
 
+import hashlib
 from collections import Counter
 from pathlib import Path
 
@@ -73,6 +74,10 @@ class HIC:
     def sample_id(self, index: int) -> str:
         """`file_name` of the image, as in HIC.json."""
         return self.entries[index].file_name
+
+    def sources(self) -> dict[str, str]:
+        """SHA-256 of HIC.json."""
+        return {self.annotations.name: hashlib.sha256(self.annotations.read_bytes()).hexdigest()}
 
     def broken(self) -> dict[str, list[str]]:
         """The meshes that are named but missing."""

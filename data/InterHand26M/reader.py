@@ -84,6 +84,10 @@ class InterHand26M:
         """`file_name` of the image, as in the annotations."""
         return self.annotations.file_name(self.annotations.samples.image_row[self.rows[index]])
 
+    def sources(self) -> dict[str, str]:
+        """SHA-256 of each annotation file, by its name; the index knows them."""
+        return self.annotations.index.sources()
+
     def broken(self) -> dict[str, list[str]]:
         """By reason, the images of annotations that cannot be right, each with the id of its annotation."""
         samples = self.annotations.samples

@@ -8,3 +8,5 @@ Frames: `_world` metres as in the annotations · `_person` metres, x towards the
 chest, hands near the origin · `_own` the person frame for the right hand and its mirror image across x = 0 for the
 left, in which both hands look like right hands · `_cam` and `_px` as in `common.geometry`.
 """
+
+SETTINGS_FILE = "synthetic.json"        # in the root of a set: what it was made with

@@ -25,6 +25,7 @@ from common.hands import Hand
 from common.mano import HandModel, load_hand_model
 from data.hand_model_file import HAND_MODEL_FILE
 from data.InterHand26M.layout import read_json
+from data.synthetic import SETTINGS_FILE
 from data.synthetic.annotations import (
     annotation_file,
     camera_entry,
@@ -53,7 +54,6 @@ from data.synthetic.render import render, unhidden_share
 from data.synthetic.scene import LitScene, LitTorso, light_scene, light_torso
 
 VERSION = 1                             # raise it when the same settings give other pictures
-SETTINGS_FILE = "synthetic.json"        # in the root of a set: what it was made with
 _KINDS = ("data", "camera", "joint_3d", "MANO_NeuralAnnot")
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
 _UNHIDDEN = 0.7                         # share of the hands that arms should not cover

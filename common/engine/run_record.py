@@ -1,0 +1,200 @@
+"""The record of a run: `run.jsonl` in its output folder, from which the run can be repeated.
+
+One line when training starts or goes on, one when it ends, unless the process was killed. Lines are only ever added,
+and the file is replaced as a whole, so that none is half written.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import platform
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from signal import Signals
+from typing import Any
+
+import msgspec
+import torch
+
+from common.engine.checkpoint import write_atomically
+from common.engine.launch import Process
+from common.engine.trainer import Trainer
+from common.errors import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_OK, UserError
+from common.provenance import ROOT, code_revision, differences, portable, portable_command, versions
+from data.InterHand26M.layout import read_json
+from data.schema import Reader
+from data.synthetic import SETTINGS_FILE
+from main.config import Config, DataConfig, config_to_dict
+
+log = logging.getLogger(__name__)
+RECORD_FILE = "run.jsonl"
+COMPARED = ("config", "program", "versions", "machine", "data", "hand_model", "pretrained")     # fields of Start
+_DAMAGED = "Every line that a run adds is one JSON object; put the file back as it was."
+
+
+class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start", tag_field="event"):
+    """What training started from. Paths are those of `common.provenance.portable`."""
+
+    time: str                   # UTC, ISO 8601
+    continues: bool             # --continue was given
+    epoch: int                  # where it starts
+    step: int
+    folder: str                 # the working directory, and
+    command: list[str]          # what was typed there after `python`, by common.provenance.portable_command
+    config: dict[str, Any]
+    program: dict[str, Any]     # common.provenance.code_revision
+    versions: dict[str, str | None]
+    machine: dict[str, Any]     # describe_machine
+    data: dict[str, Any]        # describe_data
+    hand_model: dict[str, str]
+    pretrained: str | None      # SHA-256 of the file that model.pretrained names
+    changed: dict[str, str]     # what the start before this one in the same folder had otherwise: `old → new`
+
+
+class End(msgspec.Struct, frozen=True, kw_only=True, tag="end", tag_field="event"):
+    """How it ended."""
+
+    time: str
+    epoch: int                  # where it would go on
+    step: int
+    code: int                   # exit code
+    result: str                 # in words
+
+
+def fit_recorded(trainer: Trainer, config: Config, *, resume: bool) -> int:
+    """`trainer.fit()`, with its start and its end in the record of the output folder. All processes call this."""
+    file, machine = ROOT / config.output / RECORD_FILE, describe_machine(trainer.process)
+    if not trainer.process.is_main:
+        return trainer.fit()
+    _append(file, _describe_start(trainer, config, machine, resume, _last_start(file)))
+    try:
+        code = trainer.fit()
+    except BaseException as error:
+        _append_end(file, trainer, *_failure(error))
+        raise
+    _append_end(file, trainer, code, _meaning(code))
+    return code
+
+
+def read_record(folder: Path) -> list[Start | End]:
+    """The entries of the run in `folder`, oldest first. Raises UserError if there are none or if one is damaged."""
+    file = folder / RECORD_FILE
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder}.", "Name the output folder of a training run.")
+    if not file.is_file():
+        raise UserError(f"{folder} holds no {RECORD_FILE}: no training run has written one there.",
+                        "Name the folder that `output` was in the run's configuration.")
+    try:
+        lines = file.read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}.") from None
+    entries = [_decode(line, f"{file}, line {number}") for number, line in enumerate(lines, start=1)]
+    if not entries or not isinstance(entries[0], Start):
+        raise UserError(f"{file} is damaged: its first line is not the start of a run.", _DAMAGED)
+    return entries
+
+
+def describe_machine(process: Process) -> dict[str, Any]:
+    """What the run computes on. All processes call this together."""
+    device = process.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    return {"processes": process.world_size, "devices": process.gather(f"{platform.node()} {device}: {name}"),
+            "threads": torch.get_num_threads(), "system": platform.platform(), "cuda": torch.version.cuda}
+
+
+def describe_data(data: DataConfig, reader: Reader) -> dict[str, Any]:
+    """Which samples are trained on: the annotation files by content, and what is chosen from them.
+
+    No picture is read: `rendered` gives the settings that a rendered set was made with, which decide its pictures.
+    """
+    return {"name": data.trainset, "split": data.train_split, "root": portable(ROOT / data.root),
+            "filter": data.filter, "box_source": data.box_source, "samples": len(reader),
+            "annotations": reader.sources(), "rendered": _rendering(ROOT / data.root)}
+
+
+def weights_sha256(pretrained: str) -> str | None:
+    """SHA-256 of the file that `model.pretrained` names, None if it names none."""
+    file = ROOT / pretrained
+    if not file.is_file():
+        return None
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _describe_start(trainer: Trainer, config: Config, machine: dict[str, Any], resume: bool,
+                    before: Start | None) -> Start:
+    facts = portable({
+        "config": config_to_dict(config), "program": code_revision(), "versions": versions(), "machine": machine,
+        "data": describe_data(config.data, trainer.dataset.reader), "hand_model": trainer.facts["hand_model"],
+        "pretrained": weights_sha256(config.model.pretrained),
+    })
+    return Start(
+        time=_now(), continues=resume, epoch=trainer.epoch, step=trainer.step,
+        command=portable_command([os.path.abspath(sys.argv[0]), *sys.argv[1:]]),
+        folder=portable_command([os.getcwd()])[0], **facts,
+        changed=differences({key: getattr(before, key) for key in COMPARED}, facts) if before else {},
+    )
+
+
+def _meaning(code: int) -> str:
+    known = {EXIT_OK: "complete", EXIT_DIVERGED: "diverged"}
+    return known.get(code) or f"stopped by {Signals(code - 128).name}"      # Trainer.fit has no others
+
+
+def _failure(error: BaseException) -> tuple[int, str]:
+    """The exit code that an error leads to, and what the record says."""
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_INTERRUPTED, "stopped by SIGINT"
+    return getattr(error, "exit_code", 1), f"failed: {' '.join(str(error).split()) or type(error).__name__}"
+
+
+def _append_end(file: Path, trainer: Trainer, code: int, result: str) -> None:
+    """A run ends as it ended, whether that can be written down or not."""
+    try:
+        _append(file, End(time=_now(), epoch=trainer.epoch, step=trainer.step, code=code, result=portable(result)))
+    except UserError as error:
+        log.warning("The end of the run is not in its record. %s", error)
+
+
+def _append(file: Path, entry: Start | End) -> None:
+    """Add a line; what is in the file already stays as it is, even if it is damaged."""
+    before = file.read_bytes() if file.is_file() else b""
+    if before and not before.endswith(b"\n"):
+        before += b"\n"
+    write_atomically(file, lambda out: out.write(before + msgspec.json.encode(entry) + b"\n"))
+
+
+def _last_start(file: Path) -> Start | None:
+    try:
+        starts = [entry for entry in read_record(file.parent) if isinstance(entry, Start)]
+    except UserError as error:
+        if file.exists():
+            log.warning("%s This run is added to it all the same.", error.message)
+        return None
+    return starts[-1]
+
+
+def _decode(line: bytes, where: str) -> Start | End:
+    try:
+        return msgspec.json.decode(line, type=Start | End)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{where} is damaged: {error}.", _DAMAGED) from None
+
+
+def _rendering(root: Path) -> dict[str, Any] | None:
+    """The settings of a rendered set, None for any other."""
+    with contextlib.suppress(UserError):
+        settings = read_json(root / SETTINGS_FILE) if (root / SETTINGS_FILE).is_file() else None
+        return settings if isinstance(settings, dict) else None
+
+
+def _cpu_name() -> str:
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
