@@ -1,15 +1,16 @@
 """What is installed, which hand models, data and snapshots are found, and which device will be used.
 
     python tool/doctor.py [--config lgnet] [--mano FOLDER]
+    python tool/doctor.py --run DIR
 
-Ends with one line that says whether LGNet can run here: exit code 0 if so, else 5. Starts with any Python and any
-set of packages: what is missing is reported.
+The first ends with one line that says whether LGNet can run here: exit code 0 if so, else 5. It starts with any Python
+and any set of packages: what is missing is reported. The second prints what a training run that wrote into DIR was
+made with, how to repeat it, what has changed here since, and the state of its snapshots.
 """
 
 import argparse
 import importlib
 import json
-import re
 import sys
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -18,7 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from common.errors import UserError  # noqa: E402   needs the standard library only
+from common.errors import UserError, run_entry_point  # noqa: E402   these need the standard library only
+from common.provenance import pinned_versions  # noqa: E402
 
 EXIT_NOT_READY = 5
 OLDEST_PYTHON = (3, 11)
@@ -32,14 +34,32 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="lgnet", help="whose data, hand model and output folder are looked for")
     parser.add_argument("--mano", metavar="FOLDER", help="check the MANO files in FOLDER, which train.py --mano uses")
+    parser.add_argument("--run", type=Path, metavar="DIR", help="report on the training run with the output folder DIR")
     args = parser.parse_args()
-    config = args.config
+    return report_run(args.run) if args.run else report_machine(args.config, args.mano)
+
+
+def report_run(folder: Path) -> int:
+    """Print the record of a run; UserError if there is none."""
+    try:
+        from tool.run_report import sections
+    except ImportError as error:
+        raise UserError(f"The record cannot be read here: {error}.", "Run: bash tool/setup_env.sh") from None
+    for title, lines in sections(folder).items():
+        print(title)
+        for line in _guarded(lines):
+            print(f"  {line.lstrip('!')}")
+    return 0
+
+
+def report_machine(config: str, mano: str | None) -> int:
+    """Print what is found on this machine; 0 if it is enough, else 5."""
     checks: dict[str, Callable[[], Report]] = {
         "Python": check_python,
         "Packages": check_packages,
         "Program": check_program,
         "Device": check_device,
-        "Hand models": lambda: check_hand_models(config, args.mano),
+        "Hand models": lambda: check_hand_models(config, mano),
         "Data": lambda: check_data(config),
         "Snapshots": lambda: check_snapshots(config),
     }
@@ -87,11 +107,6 @@ def check_packages() -> Report:
         # A build such as 2.13.0+cpu is the pinned release.
         agrees = found.split("+")[0] == pinned
         yield f"{name} {found}" + ("" if agrees else f", but the tests ran with {pinned}")
-
-
-def pinned_versions(requirements: str) -> dict[str, str]:
-    """Versions by package name, from the lines `name==version`."""
-    return dict(re.findall(r"^([A-Za-z0-9_.-]+)==([^\s;#]+)", requirements, flags=re.MULTILINE))
 
 
 def check_program() -> Report:
@@ -183,4 +198,4 @@ def check_snapshots(config_name: str) -> Report:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_entry_point(main)

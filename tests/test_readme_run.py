@@ -1,0 +1,162 @@
+"""Every command in README.md and docs/ runs, in a copy of the repository with tiny data.
+
+The words are those of the page but for three: a page's GPUs become the CPU, a rendered set is small, and the test
+command runs one file of tests. The configurations lgnet, lgnet_light and quickstart of the copy describe tiny networks,
+which are trained for 2 epochs; the last snapshot then gets the number that pages speak of. What a page calls INTERHAND,
+MANO, FOLDER or PHOTOS lies in the copy under that very name. Commands that need several processes or machines are
+not run here.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+import yaml
+from fixtures_hic import write_hic
+from fixtures_interhand import write_interhand
+from fixtures_mano import write_mano
+from readme_commands import ROOT, Command, all_commands
+from test_image_sources import write_egohands, write_rgb2hands
+
+from common.mano import HandModel
+from common.mano_files import load_mano
+from common.nets.torchvision_import import import_torchvision
+
+pytestmark = pytest.mark.slow
+
+TINY = {"model": {"backbone": "resnet18", "input_size": 64, "channels": 16, "lgfa": "prenorm"},
+        "train": {"epochs": 2, "batch_size": 3, "lr_drops": [1]}, "data": {"workers": 0}}
+QUICK = {"base": "lgnet.yaml", "output": "output/quickstart",
+         "data": {"root": "output/quickstart/data", "filter": "all"}}
+FEW_FRAMES = "24"
+
+
+def not_copied(folder: str, names: list[str]) -> set[str]:
+    """What is no part of the repository: results, caches, and a user's data sets."""
+    hidden = {name for name in names if name.startswith(".") and name != ".ci"}
+    data = {"data"} if Path(folder).name in ("InterHand26M", "HIC") else set()
+    return hidden | data | {"output", "__pycache__"}
+
+
+def runs_here(command: Command) -> bool:
+    return command.words[0] in ("python", "bash")
+
+
+class Copy:
+    """A copy of the repository beside what its pages speak of."""
+
+    def __init__(self, folder: Path, hand_model: HandModel):
+        self.folder, self.root = folder, folder / "repository"
+        shutil.copytree(ROOT, self.root, ignore=not_copied)
+        self.environment = os.environ | {
+            "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": "", "HOME": str(folder),
+            "TORCH_HOME": str(folder / "torch"), "OMP_NUM_THREADS": "1"}
+        self._write_interpreter(folder / "bin" / "python")
+        self._write_interpreter(self.root / ".venv" / "bin" / "python")     # as tool/setup_env.sh leaves it
+        digest = hashlib.sha256((ROOT / "requirements.txt").read_bytes()).hexdigest()
+        (self.root / ".venv" / "requirements.sha256").write_text(f"{digest} {sys.version}\n")
+        for name, content in {"lgnet": TINY, "lgnet_light": {"base": "lgnet.yaml"}, "quickstart": QUICK}.items():
+            (self.root / "main" / "configs" / f"{name}.yaml").write_text(yaml.safe_dump(content))
+        self._write_weights()
+        self._write_sources(hand_model)
+        self._train("builtin")
+        self._train("mano", "--mano", "MANO", "--set", "data.root=INTERHAND")
+
+    def run(self, *words: str, folder: str = ".", allowed: tuple[int, ...] = (0,)) -> None:
+        done = subprocess.run(words, cwd=self.root / folder, env=self.environment, capture_output=True, text=True,
+                              timeout=600)
+        assert done.returncode in allowed, f"{done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+
+    def prepare(self, command: Command) -> None:
+        """What a reader has before this command, and nothing that another one left."""
+        for name in ("output", "DIR", "main/DIR", "FILE_scores"):
+            shutil.rmtree(self.root / name, ignore_errors=True)
+        program, words = command.words[1], command.words
+        if "quickstart" in program or "train.py" in program and "--continue" not in words:
+            return
+        hands = "mano" if "--mano" in words else "builtin"
+        shutil.copytree(self.folder / hands, self.root / "output", copy_function=os.link)
+        for file in sorted((self.root / "output" / "model_dump").glob("snapshot_1.*")):
+            if "--continue" in words:
+                file.unlink()
+            else:
+                file.rename(file.with_name(file.name.replace("_1.", "_29.")))
+        if "evaluate.py" in program or "convert_predictions.py" in program:
+            known = ("--mano", "FOLDER") if hands == "mano" else ()
+            self.run("python", "main/test.py", "--test_epoch", "29", "--save_predictions", "FILE.npz", *known)
+        if "import" in words:
+            _, _, _, form, source, target, *options = words
+            self.run("python", program, "export", form, target, source, *options)
+
+    def _write_interpreter(self, path: Path) -> None:
+        path.parent.mkdir(parents=True)
+        path.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+        path.chmod(0o755)
+
+    def _write_weights(self) -> None:
+        """Where torchvision puts what it downloads, so that it downloads nothing."""
+        models = import_torchvision().models
+        file = self.folder / "torch/hub/checkpoints" / models.ResNet18_Weights.IMAGENET1K_V1.url.rpartition("/")[2]
+        file.parent.mkdir(parents=True)
+        torch.save(models.resnet18().state_dict(), file)
+
+    def _write_sources(self, hand_model: HandModel) -> None:
+        given = self.folder / "given"
+        mano = load_mano(str(write_mano(given / "MANO", hand_model)))
+        for split, seed in (("train", 0), ("val", 1), ("test", 2)):
+            write_interhand(given / "INTERHAND", mano, split, seed)
+            write_interhand(given / "FOLDER", hand_model, split, seed)
+        (given / "INTERHAND" / "hand_model.json").unlink()      # as the real set, which is MANO's
+        shutil.copytree(given / "FOLDER", self.root / "data/InterHand26M/data")
+        write_mano(given / "FOLDER", hand_model)
+        (given / "ROOT").symlink_to("INTERHAND")
+        write_hic(given / "HIC", mano)
+        write_rgb2hands(given / "RGB2HANDS_Benchmark")
+        write_egohands(given)
+        pictures = sorted((given / "FOLDER" / "images" / "test").rglob("*.jpg"))[:2]
+        (given / "PHOTOS").mkdir()
+        for number, picture in enumerate(pictures):
+            shutil.copy(picture, given / "PHOTOS" / f"{number}.jpg")
+        (given / "FOLDER_OR_IMAGE").symlink_to("PHOTOS")
+        height, width = cv2.imread(str(pictures[0])).shape[:2]
+        (given / "boxes.json").write_text(json.dumps({"0.jpg": [5, 5, width - 10, height - 10]}))
+        for source in given.iterdir():
+            for folder in (self.root, self.root / "main"):
+                (folder / source.name).symlink_to(source)
+
+    def _train(self, name: str, *words: str) -> None:
+        self.run("python", "main/train.py", *words)
+        (self.root / "output").rename(self.folder / name)
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory, hand_model) -> Copy:
+    return Copy(tmp_path_factory.mktemp("copy"), hand_model)
+
+
+def adapted(words: tuple[str, ...]) -> list[str]:
+    """The words with the three changes that the module's docstring names."""
+    words = list(words)
+    for option, value in (("--gpu", "cpu"), ("--frames", FEW_FRAMES)):
+        if option in words:
+            words[words.index(option) + 1] = value
+    if words[1] == "tool/quickstart.sh":
+        words += ["--frames", FEW_FRAMES]
+    elif words[1] == "tool/test.sh":
+        words += ["tests/test_hands.py"]
+    return words
+
+
+@pytest.mark.scorecard("README commands run")
+@pytest.mark.parametrize("command", filter(runs_here, all_commands()), ids=str)
+def test_a_command_of_a_page_runs(command: Command, copy: Copy):
+    copy.prepare(command)
+    finds_faults = "verify_data" in command.words[1]        # the tests' set has some: exit code 4
+    copy.run(*adapted(command.words), folder=command.folder, allowed=(0, 4) if finds_faults else (0,))
