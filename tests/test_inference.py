@@ -123,7 +123,7 @@ def test_channels_last_changes_the_layout_and_not_the_numbers(hand_model):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not can_compile(), reason="torch.compile finds no C++ compiler")
-@torch.no_grad()
+@torch.inference_mode()
 def test_a_compiled_model_predicts_the_same(hand_model):
     model = trained_like(tiny_lgnet(hand_model))
     fast = for_inference(model, compile_mode="default")

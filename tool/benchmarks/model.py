@@ -2,8 +2,10 @@
 
 LGNet runs as test.py and demo.py run it, ResNet-50 as torchvision gives it, both under the same options. A busy machine
 slows both, so their ratio tells more than either: it is the median over the rounds of one time by the other in the same
-round. A second ratio compares with a ResNet-50 that is prepared for inference as LGNet is. Weights are random unless
---checkpoint names a snapshot: they change no time, but only trained ones give a drift that means something.
+round. A second ratio compares with a ResNet-50 that is prepared for inference as LGNet is.
+
+Weights and images are random, which changes no time. But random weights make much of roundings: for a drift that means
+something, --checkpoint names a snapshot, which is run on the first pictures of its test split.
 
 --json FILE: one row for each model, batch and variant: model, batch, variant, device, ms, images_per_s, resnet50_ms,
              ratio_resnet50, ratio_prepared_resnet50, params_m, gmac (for one image),
@@ -15,6 +17,8 @@ import copy
 import json
 import statistics
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,12 +27,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from common.engine.acceleration import Autocast, accelerated, for_inference
-from common.engine.build import configured_hand_model, configured_model, trained_model
+from common.engine.build import configured_dataset, configured_hand_model, configured_model, trained_model
 from common.engine.checkpoint import load_snapshot
 from common.engine.launch import choose_devices
 from common.errors import UserError
 from common.nets.torchvision_import import import_torchvision
-from main.config import config_from_dict, load_config
+from data.augment import float_image
+from main.config import changed_config, config_from_dict, load_config
 
 HELP = "forward pass beside a bare ResNet-50"
 
@@ -55,7 +60,9 @@ VARIANTS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", nargs="+", default=["lgnet", "lgnet_light"], help="models, as for train.py")
-    parser.add_argument("--checkpoint", type=Path, help="time the model of this snapshot instead")
+    parser.add_argument("--checkpoint", type=Path, help="the model of this snapshot instead, on its test pictures")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
+                        help="change the configuration, for example data.root=FOLDER")
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8, 32], help="images at once")
     parser.add_argument("--variant", nargs="+", choices=VARIANTS, default=["float32"], help="options of both networks")
     parser.add_argument("--gpu", help="one device, as for train.py")
@@ -69,14 +76,13 @@ def run(args: argparse.Namespace) -> None:
     device = choose_devices(args.gpu, torch.cuda.device_count())[0]
     rows = []
     print(f"{_device_name(device)}, torch {torch.__version__}\n\n{_HEADER}")
-    for name, (model, size) in _subjects(args).items():
+    for name, (model, size, images) in _subjects(args).items():
         model = model.to(device).eval()
         cost = {"model": name, "params_m": sum(p.numel() for p in model.parameters()) / 1e6, "gmac": _gmac(model, size)}
         for variant in args.variant:
             for batch in args.batch:
-                image = torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
                 rows.append(cost | {"batch": batch, "variant": variant, "device": _device_name(device)}
-                            | _measured(model, image, VARIANTS[variant], args.seconds))
+                            | _measured(model, images(batch).to(device), VARIANTS[variant], args.seconds))
                 print(_line(rows[-1]), flush=True)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
@@ -84,20 +90,41 @@ def run(args: argparse.Namespace) -> None:
 
 class _Subject(NamedTuple):
     model: nn.Module
-    size: int           # side of its input, pixels
+    size: int                           # side of its input, pixels
+    images: Callable[[int], Tensor]     # so many for it, (B, 3, S, S)
 
 
 def _subjects(args: argparse.Namespace) -> dict[str, _Subject]:
     """The models to be timed, by name."""
-    torch.manual_seed(0)
     if args.checkpoint:
-        snapshot, _ = load_snapshot(args.checkpoint)
-        config = config_from_dict(snapshot.config)
-        model = trained_model(config, configured_hand_model(config), snapshot.model, str(args.checkpoint))
-        return {args.checkpoint.name: _Subject(model, config.model.input_size)}
-    configs = {name: load_config(name, ["model.pretrained="]) for name in args.config}
-    return {name: _Subject(configured_model(config, configured_hand_model(config)), config.model.input_size)
-            for name, config in configs.items()}
+        return {args.checkpoint.name: _trained(args.checkpoint, args.set)}
+    subjects = {}
+    for name in args.config:
+        config = load_config(name, ["model.pretrained=", *args.set])
+        torch.manual_seed(0)
+        model, size = configured_model(config, configured_hand_model(config)), config.model.input_size
+        subjects[name] = _Subject(model, size, partial(_random_images, size))
+    return subjects
+
+
+def _trained(checkpoint: Path, overrides: list[str]) -> _Subject:
+    snapshot, _ = load_snapshot(checkpoint)
+    config = changed_config(config_from_dict(snapshot.config), overrides)
+    hand_model = configured_hand_model(config)
+    model = trained_model(config, hand_model, snapshot.model, str(checkpoint))
+    dataset = configured_dataset(config, hand_model, config.data.testset, config.data.test_split, augmented=False)
+
+    def pictures(count: int) -> Tensor:
+        if count > len(dataset):
+            raise UserError(f"--batch holds {count}, and the test split {len(dataset)} pictures.", "Use smaller ones.")
+        samples = [dataset[0, index] for index in range(count)]
+        return torch.stack([float_image(sample.pixels, sample.gain) for sample in samples])
+
+    return _Subject(model, config.model.input_size, pictures)
+
+
+def _random_images(size: int, count: int) -> Tensor:
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
 def _gmac(model: nn.Module, size: int) -> float:
