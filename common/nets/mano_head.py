@@ -86,7 +86,7 @@ class ManoHead(nn.Module):
     def _coordinates(self, joints_cells: Tensor) -> Tensor:
         """Joints (B, 2, 21, 3) as x, y in [−1, 1] of the crop and z in decimetres, whatever range the cells cover."""
         centered = joints_cells / (HEATMAP_CELLS / 2) - 1
-        return centered * centered.new_tensor([1, 1, 10 * self.depth_range / 2])
+        return torch.cat([centered[..., :2], 10 * self.depth_range / 2 * centered[..., 2:]], dim=-1)
 
     def _camera(self, pooled: Tensor) -> Tensor:
         """Weak perspective (B, 2, 3); the exponential keeps the scale positive."""
