@@ -1,11 +1,13 @@
 """Fixtures shared by all tests."""
 
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from fixtures_interhand import write_interhand
 from scorecard_marker import pytest_collection_modifyitems  # noqa: F401   a hook that pytest finds here
 
 from common.mano import HandModel, load_hand_model
@@ -71,7 +73,6 @@ def reference(dataset, tmp_path_factory):
 def config_file(hand_model, tmp_path_factory) -> Path:
     """A configuration of a small LGNet on a small set; run folders are given by --set output."""
     import yaml
-    from fixtures_interhand import write_interhand
 
     folder = tmp_path_factory.mktemp("cli")
     write_interhand(folder / "data", hand_model, "train", seed=0)
@@ -84,6 +85,18 @@ def config_file(hand_model, tmp_path_factory) -> Path:
     }
     (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
     return folder / "tiny.yaml"
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory, hand_model):
+    """A small set in InterHand2.6M's format, and what was written into it."""
+    return write_interhand(tmp_path_factory.mktemp("interhand"), hand_model)
+
+
+@pytest.fixture
+def copy(written, tmp_path) -> Path:
+    """A root of that set that a test may damage."""
+    return Path(shutil.copytree(written.root, tmp_path / "set"))
 
 
 @pytest.fixture

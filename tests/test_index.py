@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from fixtures_interhand import CAMERAS, NUM_BOTH_MESHES, STEPS, write_interhand
+from fixtures_interhand import CAMERAS, NUM_BOTH_MESHES, STEPS
 
 from common.errors import UserError
 from data.index import Index, open_index
@@ -24,16 +24,6 @@ from data.InterHand26M.reader import InterHand26M
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = "annotations/train/InterHand2.6M_train_data.json"
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory, hand_model):
-    return write_interhand(tmp_path_factory.mktemp("interhand"), hand_model)
-
-
-@pytest.fixture
-def copy(written, tmp_path) -> Path:
-    return Path(shutil.copytree(written.root, tmp_path / "set"))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fixtures_interhand import CAMERAS, HAND_MODEL_FILE, MISSING_JOINT, NUM_BOTH_MESHES, STEPS, write_interhand
+from fixtures_interhand import CAMERAS, HAND_MODEL_FILE, MISSING_JOINT, NUM_BOTH_MESHES, STEPS
 from scipy.spatial.transform import Rotation
 from torch.utils.data import DataLoader
 
@@ -25,17 +25,6 @@ from data.augment import AugmentRanges
 from data.dataset import EpochSampler, TwoHandDataset, mean_joints
 
 RANGES = AugmentRanges(scale=0.25, rotation=30, rotation_probability=0.6, flip_probability=0.5, color=0.2)
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory, hand_model):
-    return write_interhand(tmp_path_factory.mktemp("interhand"), hand_model)
-
-
-@pytest.fixture
-def copy(written, tmp_path) -> Path:
-    """A root that a test may damage."""
-    return Path(shutil.copytree(written.root, tmp_path / "set"))
 
 
 def open_set(root: Path, hand_model, split: str = "train", filter="all", box_source="vertices"):
