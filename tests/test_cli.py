@@ -192,6 +192,7 @@ class Interrupt:
         if next(self.imports) == {number}:
             os.kill(os.getpid(), signal.SIGINT)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)       # whatever started the tests may have it ignored
 sys.argv = [{script!r}, "--help"]
 sys.path.insert(0, {folder!r})
 import _bootstrap
