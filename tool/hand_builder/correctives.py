@@ -15,7 +15,7 @@ from tool.hand_builder.skeleton import FINGERS, PARENTS, bone_transforms, joint_
 
 RIDGE = 0.02
 SWELLING = 0.25  # mm by which flesh squeezed out of the inner side of a bend swells round a right angle
-SMOOTHING = 2  # rounds of averaging with the neighbours: keeps folds from crossing themselves
+SMOOTHING = 1  # rounds of averaging with the neighbours: keeps folds from crossing themselves
 MOST_OFFSET = 6.0  # mm a corrective may move a vertex in a training pose
 
 
