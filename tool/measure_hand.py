@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -20,7 +19,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import trimesh  # noqa: E402
 from scipy import sparse  # noqa: E402
-from scipy.spatial import ConvexHull, cKDTree  # noqa: E402
+from scipy.spatial import ConvexHull  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from common.errors import run_entry_point  # noqa: E402
@@ -86,7 +85,7 @@ def joints_of(finger: str) -> list[int]:
 
 
 def closed(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The mesh with every hole closed by a fan round the middle of its rim."""
+    """The mesh with its one hole, if it has one, closed by a fan round the middle of the rim."""
     sides = np.stack([faces, np.roll(faces, -1, axis=1)], axis=-1).reshape(-1, 2)
     there = set(map(tuple, sides.tolist()))
     rim = np.array([(b, a) for a, b in sides.tolist() if (b, a) not in there], dtype=np.int64).reshape(-1, 2)
@@ -105,57 +104,54 @@ def volume(vertices: np.ndarray, faces: np.ndarray) -> float:
 
 # ---------------------------------------------------------------- skin through skin
 
-class Depths(NamedTuple):
-    """How deep each vertex lies inside flesh that it does not belong to."""
-
-    depth: np.ndarray       # (V,) metres, 0 where the skin is free
-    partner: np.ndarray     # (V,) the vertex nearest to where it passed through other skin, −1 where free
-
-
-def self_intersection(vertices: np.ndarray, faces: np.ndarray) -> Depths:
+def self_intersection(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     """How far each vertex (V, 3) must be pushed into its own flesh, in the best direction, to leave all other flesh.
 
-    Just under the skin the winding number is 1, and 2 where other flesh is there as well.
+    (V,) metres, 0 where the skin is free, in steps of half a millimetre up to a centimetre. Just under the skin the
+    winding number is 1, and 2 where other flesh is there as well.
     """
     points, solid = closed(vertices, faces)
     triangles = points[solid]
     inwards = -trimesh.Trimesh(points, solid, process=False).vertex_normals[: len(vertices)]
-    depths = Depths(np.zeros(len(vertices)), np.full(len(vertices), -1))
-    tree = cKDTree(vertices)
-
+    depth = np.zeros(len(vertices))
     caught = np.nonzero(winding_number(vertices + _SKIN * inwards, triangles) > 1.5)[0]
     for step in _STEPS:
-        allowed = _DIRECTIONS @ inwards[caught].T > 0.3                             # (26, caught)
-        way, row = np.nonzero(allowed)
-        pushed = vertices[caught[row]] + step * _DIRECTIONS[way]
-        is_free = winding_number(pushed, triangles) < 1.5
-        depths.depth[caught] = step
-        for vertex in np.unique(caught[row[is_free]]):
-            near = tree.query(pushed[is_free & (caught[row] == vertex)][0], k=8)[1]
-            depths.partner[vertex] = near[near != vertex][0]
-        caught = caught[depths.partner[caught] < 0]
         if not len(caught):
             break
-    depths.partner[caught] = caught         # deeper than it was looked for
-    return depths
+        depth[caught] = step
+        way, row = np.nonzero(_DIRECTIONS @ inwards[caught].T > 0.3)                # (26, caught)
+        is_free = winding_number(vertices[caught[row]] + step * _DIRECTIONS[way], triangles) < 1.5
+        caught = np.setdiff1d(caught, caught[row[is_free]])
+    return depth
+
+
+def partner(rest: np.ndarray, vertices: np.ndarray, vertex: int) -> int:
+    """Whom a vertex ran into: the vertex that came nearest, measured by its distance in the resting hand."""
+    before, now = (np.linalg.norm(points - points[vertex], axis=1) for points in (rest, vertices))
+    before[vertex] = np.nan
+    return int(np.nanargmin(now / before))
 
 
 def winding_number(points: np.ndarray, triangles: np.ndarray) -> np.ndarray:
     """How often a closed surface (F, 3, 3) wraps round each point (P, 3), by solid angles (van Oosterom, Strackee)."""
-    corners = triangles[None] - points[:, None, None]                               # (P, F, 3, 3)
-    length = np.linalg.norm(corners, axis=-1)
-    a, b, c = np.moveaxis(corners, 2, 0)
-    la, lb, lc = np.moveaxis(length, 2, 0)
-    volumes = (a * np.cross(b, c)).sum(-1)
-    below = la * lb * lc + (a * b).sum(-1) * lc + (b * c).sum(-1) * la + (c * a).sum(-1) * lb
+    a, b, c = np.moveaxis(triangles, 1, 0)                                          # (F, 3) each
+    square = (points * points).sum(axis=1)[:, None]
+
+    def product(k: np.ndarray, m: np.ndarray) -> np.ndarray:
+        """(k − p)·(m − p) of all points p, (P, F)."""
+        return square - points @ (k + m).T + (k * m).sum(axis=1)
+
+    la, lb, lc = (np.sqrt(np.maximum(product(k, k), 0)) for k in (a, b, c))
+    volumes = (a * np.cross(b, c)).sum(axis=1) - points @ (np.cross(a, b) + np.cross(b, c) + np.cross(c, a)).T
+    below = la * lb * lc + product(a, b) * lc + product(b, c) * la + product(c, a) * lb
     return np.arctan2(volumes, below).sum(axis=1) / (2 * np.pi)
 
 
-def meeting(model: HandModel, depths: Depths) -> str:
-    """The bones whose skins meet at the deepest vertex: "index3 and thumb2"."""
+def meeting(model: HandModel, vertices: np.ndarray, vertex: int) -> tuple[str, str]:
+    """The bones whose skins meet at a vertex of a posed hand (V, 3): ("index3", "thumb2")."""
+    other = partner(model.template[Hand.RIGHT].double().numpy(), vertices, vertex)
     owner = model.weights[Hand.RIGHT].argmax(dim=1)
-    vertex = int(depths.depth.argmax())
-    return " and ".join(MODEL16.names[owner[k]] for k in (vertex, int(depths.partner[vertex])))
+    return MODEL16.names[owner[vertex]], MODEL16.names[owner[other]]
 
 
 # ---------------------------------------------------------------- volumes
@@ -300,16 +296,16 @@ def _print_intersections(model: HandModel, rig: Rig, count: int, seed: int) -> N
     names, angles = natural_angles(rig, count, seed)
     meshes = pose(model, finger_rotations(rig, torch.from_numpy(angles).float()))
     faces = model.faces[Hand.RIGHT].numpy()
-    depths = [self_intersection(vertices, faces) for vertices in meshes]
-    deepest = 1000 * np.array([found.depth.max() for found in depths])
-    print(f"\nskin through skin in {count} natural poses, deepest vertex: median {np.median(deepest):.2f} mm, "
-          f"95th percentile {np.percentile(deepest, 95):.2f} mm, maximum {deepest.max():.2f} mm")
+    depths = np.stack([self_intersection(vertices, faces) for vertices in meshes])  # (N, V)
+    deepest = 1000 * depths.max(axis=1)
+    print(f"\nskin through skin in {count} natural poses, deepest vertex: median {np.median(deepest):.1f} mm, "
+          f"95th percentile {np.percentile(deepest, 95):.1f} mm, maximum {deepest.max():.1f} mm")
     for preset in PRESETS:
         of_preset = [k for k, name in enumerate(names) if name == preset]
         if of_preset:
             worst = of_preset[int(deepest[of_preset].argmax())]
-            where = f"({meeting(model, depths[worst])})" if deepest[worst] > 0 else ""
-            print(f"  {preset:12s} median {np.median(deepest[of_preset]):5.2f}, maximum {deepest[worst]:5.2f} {where}")
+            where = " and ".join(meeting(model, meshes[worst], int(depths[worst].argmax()))) if deepest[worst] else ""
+            print(f"  {preset:12s} median {np.median(deepest[of_preset]):4.1f}, maximum {deepest[worst]:4.1f} {where}")
 
 
 if __name__ == "__main__":
