@@ -41,17 +41,18 @@ class _Triangles(NamedTuple):
     rows: Tensor            # (N, 2) int64  first and last image row
 
 
-def rasterize(vertices_px: Tensor, faces: Tensor, height: int, width: int) -> Fragments:
+def rasterize(vertices_px: Tensor, faces: Tensor, height: int, width: int, facing: int = 0) -> Fragments:
     """The nearest face at every pixel centre; of faces at one depth the one with the lowest index.
 
     vertices_px: (B, V, 3) = x and y in pixels, depth in front of the camera (> 0 where visible).
-    faces: (F, 3), or (B, F, 3) with other faces for each image. Both sides of a face are seen. Faces with a corner
-    at depth ≤ 0, or without area, are left out; the rest is clipped at the image.
+    faces: (F, 3), or (B, F, 3) with other faces for each image. Both sides of a face are seen, unless `facing` is 1
+    (outward sides only) or −1 (inward sides only). Faces with a corner at depth ≤ 0, or without area, are left out;
+    the rest is clipped at the image.
     """
     batch = len(vertices_px)
     faces = faces.expand(batch, -1, -1)
     corners = _gather_corners(vertices_px.detach(), faces)                          # (B, F, 3, 3)
-    triangles = _visible_triangles(corners, height)
+    triangles = _visible_triangles(corners, height, facing)
     keys = _nearest_keys(triangles, batch, height, width)
     fragments = _resolve(keys, triangles, (batch, height, width))
     return fragments._replace(barycentric=fragments.barycentric.to(vertices_px.dtype),
@@ -60,6 +61,13 @@ def rasterize(vertices_px: Tensor, faces: Tensor, height: int, width: int) -> Fr
 
 def interpolate(attributes: Tensor, faces: Tensor, fragments: Fragments) -> Tensor:
     """Vertex attributes (B, V, C) or (V, C) at every pixel: (B, H, W, C), 0 where empty."""
+    pixel, values = interpolate_covered(attributes, faces, fragments)
+    picture = values.new_zeros(fragments.face.numel(), values.shape[-1])
+    return picture.index_put((pixel,), values).view(*fragments.face.shape, -1)
+
+
+def interpolate_covered(attributes: Tensor, faces: Tensor, fragments: Fragments) -> tuple[Tensor, Tensor]:
+    """The covered pixels (P,), counted through all images, and the vertex attributes there (P, C)."""
     batch = len(fragments.face)
     attributes = attributes.expand(batch, -1, -1)                                   # (B, V, C)
     pixel = torch.nonzero(fragments.face.flatten() >= 0).squeeze(-1)                # (P,)
@@ -69,9 +77,7 @@ def interpolate(attributes: Tensor, faces: Tensor, fragments: Fragments) -> Tens
     weights = fragments.barycentric.flatten(0, 2)[pixel].to(attributes.dtype)       # (P, 3)
 
     table = attributes.flatten(0, 1)
-    values = sum(weights[:, k, None] * table.index_select(0, corners[:, k]) for k in range(3))  # (P, C)
-    picture = values.new_zeros(fragments.face.numel(), values.shape[-1])
-    return picture.index_put((pixel,), values).view(*fragments.face.shape, -1)
+    return pixel, sum(weights[:, k, None] * table.index_select(0, corners[:, k]) for k in range(3))
 
 
 def _gather_corners(vertices_px: Tensor, faces: Tensor) -> Tensor:
@@ -80,12 +86,16 @@ def _gather_corners(vertices_px: Tensor, faces: Tensor) -> Tensor:
     return vertices_px.flatten(0, 1).index_select(0, rows.flatten()).view(*faces.shape, 3)
 
 
-def _visible_triangles(corners: Tensor, height: int) -> _Triangles:
+def _visible_triangles(corners: Tensor, height: int, facing: int) -> _Triangles:
     """The triangles of corners (B, F, 3, 3) that can cover a pixel centre."""
     y = corners[..., 1]
     low, high = y.amin(dim=-1), y.amax(dim=-1)
     can_cover = (corners[..., 2] > 0).all(dim=-1) & corners.isfinite().all(dim=-1).all(dim=-1)
     can_cover &= (low.ceil() <= high.floor()) & (high >= 0) & (low <= height - 1)
+    if facing:
+        a, b, c = corners[..., :2].unbind(-2)
+        turn = (b[..., 0] - a[..., 0]) * (c[..., 1] - a[..., 1]) - (b[..., 1] - a[..., 1]) * (c[..., 0] - a[..., 0])
+        can_cover &= turn * facing < 0                  # y points down: outward sides turn to the left
     image, face = torch.nonzero(can_cover, as_tuple=True)
 
     edges, area = _edge_functions(corners[image, face].double())
