@@ -1,4 +1,4 @@
-"""Measure how fast the parts are.   python tool/bench.py {raster,data} [options]; each has its own --help"""
+"""Measure how fast the parts are.   python tool/bench.py {raster,data,synth} [options]; each has its own --help"""
 
 import argparse
 import sys
@@ -7,9 +7,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common.errors import run_entry_point  # noqa: E402
-from tool.benchmarks import data, raster  # noqa: E402
+from tool.benchmarks import data, raster, synth  # noqa: E402
 
-BENCHMARKS = {"raster": raster, "data": data}
+BENCHMARKS = {"raster": raster, "data": data, "synth": synth}
 
 
 def main() -> None:

@@ -99,7 +99,8 @@ def _room(rays: Tensor, origin: Tensor, place: Dice) -> Tensor:
         if number == 0:         # a table under the hands
             top = place.uniform("table", -0.55, -0.22)
             size = torch.stack([size[:, 0] * 2 + 0.3, 0.02 * one, size[:, 2] + 0.4], dim=-1)
-            center = torch.stack([center[:, 0] * 0.3, torch.where(place.chance("has table", 0.5), top, floor), zero], -1)
+            height = torch.where(place.chance("has table", 0.5), top, floor)
+            center = torch.stack([center[:, 0] * 0.3, height, zero], dim=-1)
         nearest, color = _with_box(nearest, color, rays, origin, center, size, place, number)
     return color
 
@@ -137,7 +138,7 @@ def _with_box(nearest: Tensor, color: Tensor, rays: Tensor, origin: Tensor, cent
     local = ((origin - center)[:, None, None] + rays * enter[..., None]) / half[:, None, None]
     paint, second = (color_of(place, f"paint {number} {k}")[:, None, None] for k in range(2))
     stripes = place.uniform(f"shelves {number}", -6, 8).floor().clamp(min=0)[:, None, None]
-    shelf = ((local[..., 1] * stripes / 2) % 1 < 0.35) & (stripes > 0)
+    shelf = ((local[..., 1] * stripes / 2) % 1 < 0.35) & (stripes > 0) & (axis != 1)
     book = look_up(Noise.WHITE, (local[..., 0] + local[..., 2]) * 9 + 31 * number, local[..., 1] * stripes / 2)
     own = torch.where(shelf[..., None], second * (1 + 0.4 * book[..., None]).clamp(0.1, 2), paint)
     light = torch.where(axis == 1, 1.0, torch.where(axis == 0, 0.55, 0.75)) * (0.85 + 0.15 * local[..., 1])

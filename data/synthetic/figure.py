@@ -9,7 +9,6 @@ the whole figure. Person frame unless a name says `_own`. Metres.
 """
 
 import math
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -67,9 +66,8 @@ class Figure(NamedTuple):
     uv: Tensor                  # (B, V, 3)     skin: rest x, z, upward; cloth: metres round and along; else local
 
 
-@lru_cache(maxsize=4)
-def topology(surface_key: "SurfaceKey", device: torch.device | str = "cpu") -> Topology:
-    surface, rest = surface_key.surface, surface_key.rest
+def topology(surface: Surface, rest: np.ndarray, device: torch.device | str = "cpu") -> Topology:
+    """The figure round a hand surface.  rest: (778, 3) the right hand's resting vertices."""
     mid_count, around = surface.mid_from_coarse.shape[0], len(surface.mid_loop[0])
     pieces, occluders, is_hand, start = [], [], [], 0
     for hand in Hand:
@@ -114,13 +112,6 @@ def topology(surface_key: "SurfaceKey", device: torch.device | str = "cpu") -> T
                     tensor(np.concatenate(occluders)),
                     tensor(np.concatenate(is_hand)), tensor(surface.mid_loop), tensor(np.stack([hand_uv] * 2)),
                     tensor(palm), tensor(_faces_round(faces, start)))
-
-
-class SurfaceKey:
-    """A hand surface with its resting vertices; compared by identity, so that it can be remembered by."""
-
-    def __init__(self, surface: Surface, rest: np.ndarray):
-        self.surface, self.rest = surface, rest         # rest: (778, 3) of the right hand
 
 
 def _upward(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
@@ -173,7 +164,7 @@ def sample_wear(person: Dice, place: Dice, step: Dice) -> Wear:
     sides = torch.arange(2, device=style.device)
     on_this = person.pick("wrist", (0.2, 0.8))[:, None] == sides
     watch = (person.chance("watch", 0.3) & (cuff > 0.06))[:, None] & on_this
-    return Wear(person.uniform("girth", 0.85, 1.15), cuff, loose, watch, place.chance("torso", 0.65),
+    return Wear(person.uniform("girth", 0.85, 1.15), cuff, loose, watch, place.chance("torso", 0.75),
                 step.chance("object", 0.3))
 
 
@@ -332,7 +323,7 @@ def _superellipsoid(half: Tensor, roundness: Tensor) -> tuple[Tensor, Tensor]:
     roundness: (..., 2) along and round the axis; 0 is a box, 1 an ellipsoid.
     """
     along = torch.linspace(-math.pi / 2, math.pi / 2, _SOLID_RINGS, device=half.device)
-    around = torch.arange(_SOLID_AROUND, device=half.device) * (-2 * math.pi / _SOLID_AROUND) + 0.1
+    around = torch.arange(_SOLID_AROUND, device=half.device) * (2 * math.pi / _SOLID_AROUND) + 0.1
     e1, e2 = (part[..., None, None] for part in roundness.unbind(-1))
     def power(values: Tensor, exponent: Tensor) -> Tensor:
         return values.sign() * values.abs().clamp(min=1e-6) ** exponent

@@ -62,7 +62,7 @@ def sample_look(person: Dice, place: Dice, step: Dice, is_studio: Tensor) -> Loo
     metal = torch.where(person.chance("gold", 0.5)[:, None], exposure.new_tensor([1.0, 0.72, 0.33]),
                         exposure.new_tensor([0.85, 0.85, 0.87]))
     return Look(
-        _pigment(person), person.uniform("gloss", 0.5, 1.3), person.uniform("relief", 0.6, 1.4),
+        _pigment(person), person.uniform("gloss", 0.5, 1.3), person.uniform("relief", 0.9, 1.9),
         person.uniform("freckles", -1.5, 1.0).clamp(min=0), _polish(person), _rings(person), metal,
         _clothes(person),
         _things(person, step), _lights(place, is_studio), is_studio, exposure, _cast(place, is_studio),
@@ -93,7 +93,7 @@ def _rings(person: Dice) -> Tensor:
 
 def color_of(dice: Dice, name: str) -> Tensor:
     """A colour (B, 3) of painted or dyed things: mostly dark or pale, now and then vivid."""
-    value = dice.uniform(name + " value", 0.06, 0.97)
+    value = dice.uniform(name + " value", 0.14, 0.97)
     hue = dice.uniform(name + " hue", 0, 2 * math.pi)[:, None] + value.new_tensor([0.0, 2.094, 4.189])
     saturation = dice.uniform(name + " saturation") ** 2
     srgb = value[:, None] * (1 - 0.75 * saturation[:, None] * (0.5 - 0.5 * hue.cos()))
@@ -109,9 +109,10 @@ def _clothes(person: Dice) -> Tensor:
 def _cloth(person: Dice, name: str) -> Tensor:
     """Numbers (B, CLOTH_NUMBERS) of one cloth: three colours, pattern, counts, shares, turn, folds, weave, offset."""
     colors = [color_of(person, f"{name} {layer}") for layer in range(3)]
-    kind = person.pick(name + " pattern", (0.42, 0.14, 0.22, 0.07, 0.15)).float()
-    numbers = [kind, 1 / person.uniform(name + " period", 0.008, 0.07), 1 / person.uniform(name + " second", 0.02, 0.09),
-               person.uniform(name + " share", 0.2, 0.6), person.chance(name + " turn", 0.5).float(),
+    kind = person.pick(name + " pattern", (0.34, 0.18, 0.28, 0.06, 0.14)).float()
+    numbers = [kind, 1 / person.uniform(name + " period", 0.008, 0.07),
+               1 / person.uniform(name + " second", 0.02, 0.09), person.uniform(name + " share", 0.2, 0.6),
+               person.chance(name + " turn", 0.5).float(),
                person.uniform(name + " folds", 0.5, 1.5), person.uniform(name + " weave", 0.3, 1.2),
                person.uniform(name + " offset", 0, 4096)]
     return torch.cat([*colors, torch.stack(numbers, dim=-1)], dim=-1)

@@ -6,24 +6,36 @@ RGB until `develop`.
 Legend: B batch · H, W image size in pixels · V vertices. Person frame.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
+from common.hands import Hand
 from common.rasterizer import Fragments, rasterize
 from data.synthetic import backdrop
 from data.synthetic.body import Surface
 from data.synthetic.camera import Camera
 from data.synthetic.develop import develop, resampled, sample_optics
 from data.synthetic.dice import Dice
-from data.synthetic.figure import Hands, SurfaceKey, Topology, build_figure, sample_wear, topology, vertex_normals
+from data.synthetic.figure import (
+    Figure,
+    Hands,
+    Topology,
+    build_figure,
+    sample_wear,
+    topology,
+    vertex_normals,
+)
 from data.synthetic.lighting import visibility
 from data.synthetic.look import Keys, Look, sample_look
 from data.synthetic.shading import gather_samples, shade
-from data.synthetic.skin import RestSurface, SkinMap, skin_map
+from data.synthetic.skin import SkinMap, skin_map
 
+STAGES = ("figure", "shadows", "z-buffer", "shading", "background", "lens and film")    # of `render`, in this order
 _OVERSAMPLING = 1.25        # samples a pixel along each side of the figure
 _FAR_SAMPLING = 0.5         # the same of what lies behind: it is out of focus
 
@@ -58,30 +70,34 @@ class Assets(NamedTuple):
 def load_assets(surface: Surface, rest: np.ndarray, device: torch.device | str = "cpu") -> Assets:
     """rest: (778, 3) the right hand's resting vertices."""
     fine = surface.fine_from_mid @ (surface.mid_from_coarse @ rest.astype(np.float32))
-    return Assets(topology(SurfaceKey(surface, rest), device),
-                  skin_map(RestSurface(fine, surface.faces[0]), device))
+    return Assets(topology(surface, rest, device), skin_map(fine, surface.faces[Hand.RIGHT], device))
 
 
 def render(hands: Hands, view: View, keys: Keys, assets: Assets, height: int, width: int) -> Tensor:
     """Photographs (B, height, width, 3), sRGB in [0, 1]."""
     person, place, step, picture = _dice(keys)
-    wear = sample_wear(person, place, step)
-    look = sample_look(person, place, step, view.is_studio)
-    figure = build_figure(hands, wear, person, step, assets.shared)
-    normals = vertex_normals(figure.vertices, assets.shared)
-    visible = visibility(figure.vertices, normals, figure.vertices, assets.shared.occluders, look.lights.directions,
-                         hands_center(hands))
-
-    samples = (round(height * _OVERSAMPLING), round(width * _OVERSAMPLING))
-    fragments = rasterize(project(figure.vertices, view, _OVERSAMPLING), assets.shared.faces, *samples, facing=1)
-    figure_layer = _figure_layer(figure, normals, visible, look, view, assets, fragments)
-    degree = view.camera[:, 0, 0] * 0.01745
-    optics = sample_optics(picture, view.is_studio, degree)
-    figure_layer = resampled(figure_layer, optics.near, optics.sharpening, height, width)
-    behind = _behind(view, place, picture, height, width)
-    behind = resampled(behind, optics.far, torch.zeros_like(optics.far), height, width)
-    light = figure_layer[..., :3] + (1 - figure_layer[..., 3:]).clamp(0, 1) * behind
-    return develop(light, look.cast, view.is_grey, view.is_studio, picture)
+    with record_function(STAGES[0]):
+        wear = sample_wear(person, place, step)
+        look = sample_look(person, place, step, view.is_studio)
+        figure = build_figure(hands, wear, person, step, assets.shared)
+        normals = vertex_normals(figure.vertices, assets.shared)
+    with record_function(STAGES[1]):
+        visible = visibility(figure.vertices, normals, figure.vertices, assets.shared.occluders,
+                             look.lights.directions, hands_center(hands))
+    with record_function(STAGES[2]):
+        samples = (round(height * _OVERSAMPLING), round(width * _OVERSAMPLING))
+        seen = project(figure.vertices, view, _OVERSAMPLING)
+        fragments = rasterize(seen, assets.shared.faces, *samples, facing=1)
+    with record_function(STAGES[3]):
+        layer = _figure_layer(figure, normals, visible, look, view, assets, fragments)
+    with record_function(STAGES[4]):
+        behind = _behind(view, place, picture, height, width)
+    with record_function(STAGES[5]):
+        optics = sample_optics(picture, view.is_studio, view.camera[:, 0, 0] * math.radians(1))
+        layer = resampled(layer, optics.near, optics.sharpening, height, width)
+        behind = resampled(behind, optics.far, torch.zeros_like(optics.far), height, width)
+        light = layer[..., :3] + (1 - layer[..., 3:]).clamp(0, 1) * behind
+        return develop(light, look.cast, view.is_grey, view.is_studio, picture)
 
 
 def unhidden_share(hands: Hands, view: View, keys: Keys, assets: Assets, height: int, width: int) -> Tensor:
@@ -131,7 +147,7 @@ def _rays(view: View, height: int, width: int, scale: float) -> tuple[Tensor, Te
     return rays.unflatten(1, (height, width)), inverse[:, :2] / scale
 
 
-def _figure_layer(figure, normals: Tensor, visible: Tensor, look: Look, view: View, assets: Assets,
+def _figure_layer(figure: Figure, normals: Tensor, visible: Tensor, look: Look, view: View, assets: Assets,
                   fragments: Fragments) -> Tensor:
     """Exposed light times coverage, and coverage, of all samples: (B, 4, h, w)."""
     size = fragments.face.shape

@@ -6,7 +6,6 @@ baked once from the hand's own channels; hair, pores and fine lines are drawn in
 Legend: P pixels · C channels of the map. Own frame of a right hand at rest, metres.
 """
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import cv2
@@ -40,14 +39,13 @@ class SkinMap(NamedTuple):
     size: tuple[int, int]   # H along z, W along x
 
 
-@lru_cache(maxsize=4)
-def skin_map(rest: "RestSurface", device: torch.device | str = "cpu") -> SkinMap:
-    """The built-in hand's skin."""
+def skin_map(rest: np.ndarray, faces: np.ndarray, device: torch.device | str = "cpu") -> SkinMap:
+    """The built-in hand's skin.  rest: (12337, 3) its fine surface at rest.  faces: (24608, 3)."""
     with np.load(BUILTIN_HAND, allow_pickle=False) as file:
         names = [str(name) for name in file["skin_channels"]]
         values = np.concatenate([file["skin"] / 255, file["bump"][:, None] * 1e-5], axis=1, dtype=np.float32)
     height, width = (np.ceil((_HIGH - _LOW) / _TEXEL).astype(int))[::-1]
-    charts = np.stack([_seen_along_y(rest, values, side, height, width) for side in (-1.0, 1.0)])
+    charts = np.stack([_seen_along_y(rest, faces, values, side, height, width) for side in (-1.0, 1.0)])
     layers = {name: charts[..., k] for k, name in enumerate([*names, "height"])}
     layers["hair"] = np.stack([np.zeros((height, width), np.float32), _hair(height, width)])
     _continue_on_arm(layers, width)
@@ -56,20 +54,14 @@ def skin_map(rest: "RestSurface", device: torch.device | str = "cpu") -> SkinMap
     return SkinMap(torch.from_numpy(table.reshape(-1, len(MAP_CHANNELS))).to(device), (int(height), int(width)))
 
 
-class RestSurface:
-    """The fine surface of the resting right hand; compared by identity."""
-
-    def __init__(self, vertices: np.ndarray, faces: np.ndarray):
-        self.vertices, self.faces = vertices, faces         # (12337, 3), (24608, 3)
-
-
-def _seen_along_y(rest: RestSurface, values: np.ndarray, side: float, height: int, width: int) -> np.ndarray:
+def _seen_along_y(rest: np.ndarray, faces: np.ndarray, values: np.ndarray, side: float, height: int,
+                  width: int) -> np.ndarray:
     """Vertex values on a map of (x, z), seen from above (side 1) or below; round the hand the nearest ones go on."""
-    place = (rest.vertices[:, [0, 2]] - _LOW) / _TEXEL
-    seen = np.concatenate([place, 1 - side * rest.vertices[:, 1:2]], axis=1)
-    faces = torch.from_numpy(rest.faces.astype(np.int64))
-    fragments = rasterize(torch.from_numpy(seen)[None].float(), faces, height, width)
-    picture = interpolate(torch.from_numpy(values), faces, fragments)[0].numpy()
+    place = (rest[:, [0, 2]] - _LOW) / _TEXEL
+    seen = np.concatenate([place, 1 - side * rest[:, 1:2]], axis=1)
+    triangles = torch.from_numpy(faces.astype(np.int64))
+    fragments = rasterize(torch.from_numpy(seen)[None].float(), triangles, height, width)
+    picture = interpolate(torch.from_numpy(values), triangles, fragments)[0].numpy()
     nearest = ndimage.distance_transform_edt(fragments.face[0].numpy() < 0, return_distances=False, return_indices=True)
     return picture[tuple(nearest)]
 
@@ -111,7 +103,7 @@ def _fine_relief(layers: dict[str, np.ndarray], height: int, width: int) -> np.n
     net = look_up_smooth(Noise.FOLDS, 9.0 * x + 5.0 * z, 9.0 * z - 3.0 * x)
     pores = look_up(Noise.GRAIN, x, z)
     veins = 0.00025 * layers["vein"] * np.clip((np.arange(width) * _TEXEL + _LOW[0] - 0.09) / 0.02, 0, 1)
-    return (-1.0e-5 * net - 0.7e-5 * pores).numpy()[None] + veins
+    return (-1.2e-5 * net - 0.8e-5 * pores).numpy()[None] + veins
 
 
 def read_map(skin: SkinMap, x: Tensor, z: Tensor, upward: Tensor) -> Tensor:
