@@ -133,7 +133,7 @@ def jpeg(picture: Tensor, quality: Tensor) -> Tensor:
     """
     device, (batch, height, width, _) = picture.device, picture.shape
     to_ycc = picture.new_tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
-    planes = (255 * picture) @ to_ycc.T - picture.new_tensor([128.0, 0, 0])
+    planes = ((255 * picture) @ to_ycc.T).round() - picture.new_tensor([128.0, 0, 0])
     blocks = planes.view(batch, height // 8, 8, width // 8, 8, 3).permute(0, 1, 3, 5, 2, 4)     # (B, y, x, 3, 8, 8)
     basis = _cosines(device)
     factor = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality)[:, None, None, None] / 100
