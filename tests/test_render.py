@@ -127,11 +127,11 @@ def test_a_plate_casts_its_shadow_and_no_more():
 
 def test_more_melanin_is_darker_and_palms_stay_pale():
     melanin = torch.linspace(0.05, 2.7, 8)
-    person = torch.stack([melanin, *(torch.full_like(melanin, value) for value in (0.25, 1.0, 0.0))], dim=-1)
-    plain = torch.zeros(8, len(MAP_CHANNELS))
+    person = torch.stack([melanin, *(torch.full_like(melanin, value) for value in (0.25, 1.0, 0.0))])
+    plain = torch.zeros(len(MAP_CHANNELS), 8)
     palm = plain.clone()
-    palm[:, MAP_CHANNELS.index("palm")] = 1
-    back, inside = (skin_albedo(detail, torch.zeros(8), torch.zeros(8), person) for detail in (plain, palm))
+    palm[MAP_CHANNELS.index("palm")] = 1
+    back, inside = (skin_albedo(detail, torch.zeros(8), torch.zeros(8), person).T for detail in (plain, palm))
     assert (back.diff(dim=0) < 0).all() and (back[:, 0] > back[:, 1]).all() and (back[:, 1] > back[:, 2]).all()
     ratio = inside.mean(dim=1) / back.mean(dim=1)
     assert ratio[-1] > 1.8 and ratio[0] == pytest.approx(1, abs=0.1)

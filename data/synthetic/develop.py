@@ -12,6 +12,8 @@ from torch import Tensor
 from data.synthetic.dice import Dice
 from data.synthetic.noise import SIDE, Noise, noise_bank
 
+_BLOCK, _REACH = 32, 16     # pixels made at once, and samples to either side that count
+_SHARPEST = 0.36            # pixels
 _MOTION_STEPS = 7
 _MOVED_SHARE = 0.12
 
@@ -39,22 +41,33 @@ def sample_optics(picture: Dice, is_studio: Tensor, pixels_per_degree: Tensor) -
 
 def resampled(samples: Tensor, blur: Tensor, sharpening: Tensor, height: int, width: int) -> Tensor:
     """Samples (B, C, h, w) seen through a lens as pixels (B, height, width, C)."""
-    rows = _lens(samples.shape[2], height, blur, sharpening)                        # (B, H, h)
-    columns = _lens(samples.shape[3], width, blur, sharpening)
-    picture = (rows[:, None] @ samples).flatten(1, 2) @ columns.transpose(-1, -2)   # (B, C·H, W)
-    return picture.unflatten(1, (-1, height)).permute(0, 2, 3, 1)
+    columns = _through_lens(samples, blur, sharpening, height).transpose(2, 3)      # (B, C, w, H)
+    return _through_lens(columns, blur, sharpening, width).permute(0, 3, 2, 1)
 
 
-def _lens(samples: int, pixels: int, blur: Tensor, sharpening: Tensor) -> Tensor:
-    """Weights (B, pixels, samples): a Gauss curve, less a wider one where the camera sharpens."""
-    scale = samples / pixels
-    centers = (torch.arange(pixels, device=blur.device) + 0.5) * scale - 0.5
-    distance = (centers[:, None] - torch.arange(samples, device=blur.device)) / scale
-    sigma = blur.clamp(min=max(0.36, 0.5 / scale))[:, None, None]
-    curve, wide = (torch.exp(-0.5 * (distance / width) ** 2) for width in (sigma, 1.6 * sigma + 0.4))
-    curve, wide = curve / curve.sum(-1, keepdim=True), wide / wide.sum(-1, keepdim=True)
-    amount = sharpening[:, None, None]
-    return (1 + amount) * curve - amount * wide
+def _through_lens(samples: Tensor, blur: Tensor, sharpening: Tensor, pixels: int) -> Tensor:
+    """Samples (B, C, h, w) as rows of pixels (B, C, pixels, w): a Gauss curve, less a wider one for sharpening.
+
+    Blocks of rows are made from the samples near them, each by one matrix.
+    """
+    device, count = blur.device, samples.shape[2]
+    scale = count / pixels                                                          # samples for a pixel
+    blocks, near = -(-pixels // _BLOCK), round(_BLOCK * scale) + 2 * _REACH
+    centers = (torch.arange(blocks * _BLOCK, device=device).view(blocks, _BLOCK) + 0.5) * scale - 0.5
+    first = centers[:, :1].long() - _REACH
+    position = first + torch.arange(near, device=device)                            # (blocks, near)
+    distance = (centers[:, :, None] - position[:, None]) / scale
+    is_there = ((position >= 0) & (position < count))[:, None]
+
+    sigma = blur.clamp(min=max(_SHARPEST, 0.5 / scale))[:, None, None, None]
+    def curve(width: Tensor) -> Tensor:
+        weights = torch.exp(-0.5 * (distance / width) ** 2) * is_there
+        return weights / weights.sum(dim=-1, keepdim=True).clamp(min=1e-12)
+
+    amount = sharpening[:, None, None, None]
+    weights = (1 + amount) * curve(sigma) - amount * curve(1.6 * sigma + 0.4)       # (B, blocks, _BLOCK, near)
+    picked = samples.index_select(2, position.clamp(0, count - 1).flatten()).unflatten(2, (blocks, near))
+    return (weights[:, None] @ picked).flatten(2, 3)[:, :, :pixels]
 
 
 def develop(picture: Tensor, cast: Tensor, is_grey: Tensor, is_studio: Tensor, dice: Dice) -> Tensor:

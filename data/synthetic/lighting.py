@@ -30,14 +30,13 @@ def visibility(points: Tensor, normals: Tensor, occluders: Tensor, faces: Tensor
     scale = points.new_tensor([_MAP_SIZE / (2 * _MAP_RADIUS)] * 2 + [1.0])
     axes = _light_frames(directions) * scale[:, None]                               # (B, D, 3, 3)
     origin = points.new_tensor([_MAP_SIZE / 2 - 0.5] * 2 + [_FAR])
-    def seen(places: Tensor) -> Tensor:
-        return (places - center[:, None])[:, None] @ axes.transpose(-1, -2) + origin
-
     # The far sides of closed bodies cast the same shadows as the near ones, but none on the bodies' own lit sides, and
     # they keep the seam dark where two fingers touch.
-    maps = rasterize(seen(occluders).flatten(0, 1), faces, _MAP_SIZE, _MAP_SIZE, facing=-1).depth
+    seen = (occluders - center[:, None])[:, None] @ axes.transpose(-1, -2) + origin
+    maps = rasterize(seen.flatten(0, 1), faces, _MAP_SIZE, _MAP_SIZE, facing=-1).depth
     depth = torch.nn.functional.pad(maps, (1, 1, 1, 1), value=torch.inf).flatten(1)             # (B·D, texels)
-    x, y, distance = seen(points + _LIFT * normals).flatten(0, 1).unbind(-1)
+    lifted = (points + _LIFT * normals - center[:, None]).transpose(-1, -2).contiguous()        # (B, 3, V)
+    x, y, distance = ((axes[:, :, k] @ lifted + origin[k]).flatten(0, 1) for k in range(3))
     return _soft_compare(depth, x, y, distance).view(batch, count, -1)
 
 

@@ -152,21 +152,21 @@ def _figure_layer(figure: Figure, normals: Tensor, visible: Tensor, look: Look, 
     """Exposed light times coverage, and coverage, of all samples: (B, 4, h, w)."""
     size = fragments.face.shape
     rays, steps = _rays(view, *size[1:], _OVERSAMPLING)
-    rays = (rays.flatten(1, 2) @ view.rotation).view(rays.shape)
+    rays = (view.rotation.transpose(-1, -2) @ rays.flatten(1, 2).transpose(-1, -2)).transpose(0, 1).flatten(1)
     steps = steps @ view.rotation
     samples = gather_samples(figure, normals, visible, look, assets.shared, fragments, rays)
     color = shade(samples, look, assets.skin, (steps[:, 0], steps[:, 1]), size)
     exposure = _exposure(color, samples.image, samples.part < 2, look)
-    layer = color.new_zeros(fragments.face.numel(), 4)
-    layer[samples.place] = torch.cat([color * exposure[samples.image, None], torch.ones_like(color[:, :1])], dim=1)
-    return layer.view(*size, 4).permute(0, 3, 1, 2).contiguous()
+    layer = color.new_zeros(4, fragments.face.numel())
+    layer[:, samples.place] = torch.cat([color * exposure[samples.image], torch.ones_like(color[:1])])
+    return layer.view(4, *size).transpose(0, 1)
 
 
 def _exposure(color: Tensor, image: Tensor, is_hand: Tensor, look: Look) -> Tensor:
     """The factor (B,) that brings hands to the exposure of the place; dark skin stays darker than pale skin."""
     level = color.new_zeros(len(look.exposure), 2)
     weight = is_hand.to(color.dtype)
-    level.index_add_(0, image, torch.stack([color.mean(dim=-1).clamp(max=2) * weight, weight], dim=-1))
+    level.index_add_(0, image, torch.stack([color.mean(dim=0).clamp(max=2) * weight, weight], dim=-1))
     mean = level[:, 0] / level[:, 1].clamp(min=1)
     return look.exposure / (mean.clamp(min=1e-3) ** 0.55 * 0.35**0.45)
 

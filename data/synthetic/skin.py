@@ -30,6 +30,8 @@ _HAIRS = 9000
 _MELANIN = (1.0, 1.25, 1.48)
 _BLOOD = (0.10, 1.0, 0.85)
 _DERMIS = (0.93, 0.82, 0.72)
+_VEIN = (0.17, 0.06, 0.03)              # what a vein takes away
+_HAIR = (0.30, 0.27, 0.24)              # what hair gives back of the skin's light
 
 
 class SkinMap(NamedTuple):
@@ -115,23 +117,22 @@ def read_map(skin: SkinMap, x: Tensor, z: Tensor, upward: Tensor) -> Tensor:
 
 
 def skin_albedo(detail: Tensor, blotch: Tensor, freckle: Tensor, person: Tensor) -> Tensor:
-    """Reflectance (P, 3), linear.
+    """Reflectance (3, P), linear.
 
-    detail: (P, C) of the map.  blotch: (P,) noise of variance 1.  freckle: (P,) in [0, 1].
-    person: (P, 4) melanin, blood, strength of the map, hairiness.
+    detail: (C, P) of the map.  blotch: (P,) noise of variance 1.  freckle: (P,) in [0, 1].
+    person: (4, P) melanin, blood, strength of the map, hairiness.
     """
-    melanin, blood, strength, hairiness = person.unbind(-1)
-    nail, crease, knuckle, palm, tip, vein, _, _, hair = detail.unbind(-1)
+    melanin, blood, strength, hairiness = person
+    nail, crease, knuckle, palm, tip, vein, _, _, hair = detail
     nail = (1.4 * nail).clamp(max=1)
     melanin = melanin * (1 - 0.62 * palm) * (1 + strength * (0.16 * knuckle + 0.18 * crease) + 0.02 * blotch)
     melanin = melanin * (1 - 0.45 * nail) + 0.5 * freckle
     blood = blood * (1 + strength * (0.55 * tip + 0.4 * knuckle + 0.3 * palm + 0.45 * crease) + 0.07 * blotch)
     blood = (blood * (1 - 0.1 * nail)).clamp(min=0.02)
-    take = melanin[:, None] * melanin.new_tensor(_MELANIN) + blood[:, None] * melanin.new_tensor(_BLOOD)
-    color = melanin.new_tensor(_DERMIS) * (-take).exp()
-
-    color = color * (1 - (strength * vein)[:, None] * melanin.new_tensor([0.17, 0.06, 0.03]))
-    color = color * (1 - 0.16 * (strength * crease).clamp(max=1.5)[:, None])
+    veins, creases = strength * vein, 1 - 0.16 * (strength * crease).clamp(max=1.5)
     # A hair of strength s grows on arms hairier than 1 − s.
     drawn = (2 * (hair - 1 + hairiness)).clamp(0, 0.42)
-    return torch.lerp(color, color * 0.3 * color.new_tensor([1.0, 0.9, 0.8]), drawn[:, None])
+    return torch.stack([
+        _DERMIS[c] * (-_MELANIN[c] * melanin - _BLOOD[c] * blood).exp() * (1 - _VEIN[c] * veins) * creases
+        * (1 - (1 - _HAIR[c]) * drawn) for c in range(3)
+    ])
