@@ -19,7 +19,7 @@ from data.synthetic.figure import SKIN, build_figure, sample_wear
 from data.synthetic.generate import stack_hands
 from data.synthetic.lighting import visibility
 from data.synthetic.posing import build_hand_set, pose_single
-from data.synthetic.render import hand_mask, load_assets
+from data.synthetic.render import hand_mask, load_assets, solid_figure
 from data.synthetic.skin import MAP_CHANNELS, skin_albedo
 from tool.picture_spectrum import agreement, band_centers, power_spectrum
 
@@ -176,7 +176,7 @@ def test_targets_are_where_the_picture_shows_hands(batches, monkeypatch):
     original = renderer.render
     def spy(hands, view, keys, assets, height, width):
         keys = keys._replace(step=torch.full_like(keys.step, 0))
-        shown.append(hand_mask(hands, view, keys, assets, height, width))
+        shown.append(hand_mask(solid_figure(hands, keys, assets), view, assets, height, width))
         return original(hands, view, keys, assets, height, width)
 
     monkeypatch.setattr("data.synthetic.batches.render", spy)

@@ -22,7 +22,7 @@ from data.synthetic.dice import Dice
 from data.synthetic.families import FAMILIES, FAMILY_SHARES
 from data.synthetic.interaction import closed_at_wrist, measure, surface_distance, winding_number
 from data.synthetic.plan import Purpose, Settings, plan_sequences, stream
-from data.synthetic.render import hand_mask, stack_views
+from data.synthetic.render import hand_mask, solid_figure, stack_views
 from tool import contact_sheet, make_synthetic
 
 SETTINGS = Settings(frames=8, seed=3, cameras=2, interacting=1.0)
@@ -164,10 +164,26 @@ def test_stored_parameters_land_on_the_rendered_hands(pairs_root, hand_model):
             step, camera = steps[image["frame_idx"]], cameras[image["camera"]]
             keys = generator.picture_keys(SETTINGS, sequence, [generator.Shot("", image["frame_idx"], step, camera)])
             keys = keys._replace(step=torch.tensor([_NO_OBJECT]))
-            drawn = hand_mask(generator.stack_hands([step]), stack_views([camera], capture.is_studio), keys, assets,
-                              *mask.shape)[0].numpy()
+            figure = solid_figure(generator.stack_hands([step]), keys, assets)
+            drawn = hand_mask(figure, stack_views([camera], capture.is_studio), assets, *mask.shape)[0].numpy()
             overlaps.append((drawn & (mask > 0)).sum() / (drawn | (mask > 0)).sum())
     assert len(overlaps) == 6 and np.median(overlaps) > 0.93 and min(overlaps) > 0.8
+
+
+def test_files_are_the_rendered_pictures_up_to_jpeg(pairs_root):
+    """Each picture is rendered again, alone, and compared with its file."""
+    sequence = next(s for s in plan_sequences(SETTINGS) if s.split == "train")
+    hands, _ = generator._hand_set()
+    capture = generator._capture(SETTINGS, sequence.split, sequence.capture)
+    cameras = {camera.name: camera for camera in capture.cameras}
+    steps = dict(zip(sequence.frames, generator.pose_sequence(SETTINGS, sequence, capture, hands), strict=True))
+    images = [image for image, *_ in joined(pairs_root, "train") if image["seq_name"] == sequence.name]
+    assert images
+    for image in images:
+        file = pairs_root / "images" / "train" / image["file_name"]
+        shot = generator.Shot(str(file), image["frame_idx"], steps[image["frame_idx"]], cameras[image["camera"]])
+        drawn = generator.render_shots(SETTINGS, sequence, capture, [shot])[0]
+        assert np.abs(drawn.astype(int) - cv2.imread(str(file))[..., ::-1]).mean() < 4
 
 
 def test_the_reader_reads_the_set(pairs_root, hand_model):

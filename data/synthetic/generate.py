@@ -44,7 +44,7 @@ from data.synthetic.figure import Hands
 from data.synthetic.look import Keys
 from data.synthetic.plan import CAMERAS_PER_CAPTURE, SPLITS, Purpose, Sequence, Settings, plan_sequences, stream
 from data.synthetic.posing import HandSet, Step, build_hand_set, pose_pairs, pose_single
-from data.synthetic.render import Assets, load_assets, render, stack_views, unhidden_share
+from data.synthetic.render import Assets, load_assets, render, solid_figure, stack_views, unhidden_share
 
 VERSION = 2                             # raise it when the same settings give other pictures
 SETTINGS_FILE = "synthetic.json"        # in the root of a set: what it was made with
@@ -231,12 +231,12 @@ def choose_cameras(settings: Settings, sequence: Sequence, capture: Capture, fra
     needed = _WELL_SEEN * len(step.present) * joints.shape[1]
     inside = [camera for camera in cameras
               if visible_joints(camera.project(joints), camera, step.present).sum() >= needed]
-    good = []
+    keys = picture_keys(settings, sequence, [Shot("", frame, step, cameras[0])])
+    assets, good = _hand_set()[1], []
+    figure = solid_figure(stack_hands([step]), keys, assets)
     for camera in inside:
-        shot = [Shot("", frame, step, camera)]
-        share = unhidden_share(stack_hands([step]), stack_views([camera], capture.is_studio),
-                               picture_keys(settings, sequence, shot), _hand_set()[1], *camera.size[::-1])
-        if share.item() > _UNHIDDEN:
+        view = stack_views([camera], capture.is_studio)
+        if unhidden_share(figure, view, assets, *camera.size[::-1]).item() > _UNHIDDEN:
             good.append(camera)
         if len(good) == count:
             return good

@@ -100,10 +100,14 @@ def render(hands: Hands, view: View, keys: Keys, assets: Assets, height: int, wi
         return develop(light, look.cast, view.is_grey, view.is_studio, picture)
 
 
-def unhidden_share(hands: Hands, view: View, keys: Keys, assets: Assets, height: int, width: int) -> Tensor:
-    """The share (B,) of the hands' outline that no arm and no thing hides, at a quarter of the picture's resolution."""
+def solid_figure(hands: Hands, keys: Keys, assets: Assets) -> Figure:
+    """Everything solid in the pictures of these keys, whatever camera looks at it."""
     person, place, step, _ = _dice(keys)
-    figure = build_figure(hands, sample_wear(person, place, step), person, step, assets.shared)
+    return build_figure(hands, sample_wear(person, place, step), person, step, assets.shared)
+
+
+def unhidden_share(figure: Figure, view: View, assets: Assets, height: int, width: int) -> Tensor:
+    """The share (B,) of the hands' outline that no arm and no thing hides, at a quarter of the picture's resolution."""
     seen = project(figure.vertices, view, 0.25)
     faces, is_hand = assets.shared.occluders, assets.shared.occluder_is_hand
     face = rasterize(seen, faces, height // 4, width // 4).face
@@ -112,10 +116,8 @@ def unhidden_share(hands: Hands, view: View, keys: Keys, assets: Assets, height:
     return shown.sum(dim=(1, 2)) / (alone >= 0).sum(dim=(1, 2)).clamp(min=1)
 
 
-def hand_mask(hands: Hands, view: View, keys: Keys, assets: Assets, height: int, width: int) -> Tensor:
+def hand_mask(figure: Figure, view: View, assets: Assets, height: int, width: int) -> Tensor:
     """Which pixels (B, height, width) show a hand."""
-    person, place, step, _ = _dice(keys)
-    figure = build_figure(hands, sample_wear(person, place, step), person, step, assets.shared)
     face = rasterize(project(figure.vertices, view, 1.0), assets.shared.faces, height, width).face
     return (face >= 0) & assets.shared.is_hand[face.clamp(min=0)]
 
