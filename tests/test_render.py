@@ -212,6 +212,17 @@ def test_a_picture_does_not_depend_on_its_neighbours(batches):
     assert (alone.image[0] - among.image[4]).abs().mean() < 1e-3        # sums may round otherwise
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_renders_what_the_cpu_renders(batches, hands):
+    device = torch.device("cuda")
+    bank = type(batches.bank)(*(values.to(device) for values in batches.bank))
+    on_gpu = RenderedBatches(bank, load_assets(hands.surface, hands.model.template[Hand.RIGHT].numpy(), device),
+                             size=SIZE, box_ratio=0.8, seed=5)
+    there, here = on_gpu.batch(0, torch.arange(6, device=device)), batches.batch(0, torch.arange(6))
+    assert (there.image.cpu() - here.image).abs().mean() < 4e-3         # sums round otherwise
+    torch.testing.assert_close(there.targets.joints_crop.cpu(), here.targets.joints_crop, atol=0.05, rtol=1e-3)
+
+
 # ---------------------------------------------------------------- measuring spectra
 
 def test_the_spectrum_of_noise_is_what_it_was_made_with():

@@ -26,6 +26,7 @@ from data.synthetic.render import Assets, View, render
 
 _STUDIO_SHARE, _JPEG_SHARE = 0.45, 0.6
 _GREY_STUDIO, _GREY = 0.15, 0.06
+_OWN_SHARE = 0.2            # of photographs: taken by the person whose hands they show
 _AZIMUTH, _ELEVATION = math.radians(115), (math.radians(18), math.radians(24))
 _DIRECTIONS = 4             # camera directions drawn for each picture; the first that no arm blocks is taken
 _IN_THE_WAY = 0.75          # cosine between camera and forearm beyond which the arm hides its hand
@@ -97,9 +98,11 @@ def sample_view(hands: Hands, size: int, box_ratio: float, dice: Dice) -> View:
     seen = torch.where(hands.present[..., None, None], hands.vertices, hands.vertices.flip(1)).flatten(1, 2)
     middle = (seen.amin(dim=1) + seen.amax(dim=1)) / 2
 
-    out = _direction(hands, dice)
+    is_own = dice.chance("own", _OWN_SHARE) & ~is_studio
+    out = _direction(hands, is_own, dice)
+    farthest = torch.where(is_own, math.log(0.6), math.log(1.3))
     distance = torch.where(is_studio, dice.uniform("studio distance", 1.0, 1.2),
-                           dice.uniform("distance", math.log(0.32), math.log(1.3)).exp())
+                           dice.uniform("distance", math.log(0.32), farthest).exp())
     rotation = _looking(-out, 0.14 * dice.normal("roll"))
     position = middle + out * distance[:, None]
     cam = (seen - position[:, None]) @ rotation.transpose(-1, -2)
@@ -113,10 +116,15 @@ def sample_view(hands: Hands, size: int, box_ratio: float, dice: Dice) -> View:
     return View(camera.view(-1, 3, 3), rotation, position, grey, is_studio)
 
 
-def _direction(hands: Hands, dice: Dice) -> Tensor:
-    """Unit directions (B, 3) from the hands to a camera that does not look along a forearm."""
+def _direction(hands: Hands, is_own: Tensor, dice: Dice) -> Tensor:
+    """Unit directions (B, 3) from the hands to a camera that does not look along a forearm.
+
+    is_own: (B,) bool, where people photograph their own hands, from above.
+    """
     azimuth = dice.uniform("azimuth", -_AZIMUTH, _AZIMUTH, _DIRECTIONS)
-    elevation = (_ELEVATION[0] + _ELEVATION[1] * dice.normal("elevation", _DIRECTIONS)).clamp(-0.6, 1.3)
+    azimuth = torch.where(is_own[:, None], math.pi + 0.3 * dice.normal("own azimuth", _DIRECTIONS), azimuth)
+    tilt = dice.normal("elevation", _DIRECTIONS)
+    elevation = torch.where(is_own[:, None], 0.84 + 0.17 * tilt, _ELEVATION[0] + _ELEVATION[1] * tilt).clamp(-0.6, 1.3)
     out = torch.stack([azimuth.sin() * elevation.cos(), elevation.sin(), azimuth.cos() * elevation.cos()], dim=-1)
     forearms = hands.forearm_own * out.new_tensor(OWN_SIGNS)                        # (B, 2, 3)
     blocked = torch.where(hands.present[:, None], out @ forearms.transpose(-1, -2), -1.0).amax(dim=-1)

@@ -8,6 +8,7 @@ PORTRAIT, LANDSCAPE = (334, 512), (512, 334)    # width, height
 _STUDIO_DISTANCE = (1.0, 1.2)                   # metres to the hands
 _FOCAL = (300.0, 1300.0)                        # pixels, of photographs: from a phone's wide lens to the studio's
 _CLOSENESS = (0.75, 1.25)                       # metres at which hands fill the picture of a 1000 px lens
+_OWN_SHARE = 0.15                               # of photographs: taken by the person whose hands they show
 _GREY_SHARE = {True: 0.15, False: 0.06}         # of cameras in the studio and elsewhere
 
 
@@ -54,11 +55,14 @@ def sample_cameras(count: int, is_studio: bool, rng: np.random.Generator) -> lis
 
 def _one(number: int, azimuth: float, is_studio: bool, rng: np.random.Generator) -> Camera:
     elevation = np.radians(np.clip(rng.normal(18, 24), -35, 75))
+    is_own = not is_studio and rng.random() < _OWN_SHARE
+    if is_own:
+        azimuth, elevation = np.pi + rng.normal(0, 0.3), np.radians(np.clip(rng.normal(48, 10), 25, 75))
     out = np.array([np.sin(azimuth) * np.cos(elevation), np.sin(elevation), np.cos(azimuth) * np.cos(elevation)])
     aim = rng.normal(0, 0.012, 3)
     focal, distance = np.clip(rng.normal(1268, 6), 1250, 1286), rng.uniform(*_STUDIO_DISTANCE)
     if not is_studio:
-        focal = np.exp(rng.uniform(*np.log(_FOCAL)))
+        focal = np.exp(rng.uniform(*np.log((_FOCAL[0], 600.0) if is_own else _FOCAL)))
         distance = max(0.3, rng.uniform(*_CLOSENESS) * focal / 1000)
     position = aim + out * distance
     roll = np.radians(np.clip(rng.normal(0, 6), -18, 18))
