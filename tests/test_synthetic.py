@@ -149,8 +149,8 @@ def test_stored_parameters_land_on_the_rendered_hands(pairs_root, hand_model):
     """Meshes posed by smplx, projected and filled by OpenCV, against what the renderer drew."""
     overlaps = []
     for sequence in (s for s in plan_sequences(SETTINGS) if s.split == "train"):
-        hands, assets = generator._hand_set()
-        capture = generator._capture(SETTINGS, sequence.split, sequence.capture)
+        hands, assets = generator.hand_set()
+        capture = generator.capture_of(SETTINGS, sequence.split, sequence.capture)
         cameras = {camera.name: camera for camera in capture.cameras}
         steps = dict(zip(sequence.frames, generator.pose_sequence(SETTINGS, sequence, capture, hands), strict=True))
         for image, _, camera, _, mano in joined(pairs_root, "train"):
@@ -173,8 +173,8 @@ def test_stored_parameters_land_on_the_rendered_hands(pairs_root, hand_model):
 def test_files_are_the_rendered_pictures_up_to_jpeg(pairs_root):
     """Each picture is rendered again, alone, and compared with its file."""
     sequence = next(s for s in plan_sequences(SETTINGS) if s.split == "train")
-    hands, _ = generator._hand_set()
-    capture = generator._capture(SETTINGS, sequence.split, sequence.capture)
+    hands, _ = generator.hand_set()
+    capture = generator.capture_of(SETTINGS, sequence.split, sequence.capture)
     cameras = {camera.name: camera for camera in capture.cameras}
     steps = dict(zip(sequence.frames, generator.pose_sequence(SETTINGS, sequence, capture, hands), strict=True))
     images = [image for image, *_ in joined(pairs_root, "train") if image["seq_name"] == sequence.name]

@@ -20,7 +20,9 @@ from data.synthetic.body import OWN_SIGNS
 from data.synthetic.develop import jpeg
 from data.synthetic.dice import Dice
 from data.synthetic.figure import Hands
+from data.synthetic.generate import capture_of, hand_set, pose_sequence
 from data.synthetic.look import Keys
+from data.synthetic.plan import Settings, plan_sequences
 from data.synthetic.posing import HandSet, Step
 from data.synthetic.render import Assets, View, render
 
@@ -57,6 +59,17 @@ def pose_bank(steps: list[Step], shapes: list[np.ndarray], hands: HandSet,
         torch.tensor([[hand in step.present for hand in Hand] for step in steps], device=device),
         tensor([step.rotation_own for step in steps]), tensor([step.forearm_own for step in steps]),
     )
+
+
+def settled_bank(settings: Settings, split: str, device: torch.device | str = "cpu") -> PoseBank:
+    """The time steps of one split of a set, settled anew: what its files show, without their pictures."""
+    hands, _ = hand_set()
+    steps, shapes = [], []
+    for sequence in (planned for planned in plan_sequences(settings) if planned.split == split):
+        capture = capture_of(settings, split, sequence.capture)
+        steps += pose_sequence(settings, sequence, capture, hands)
+        shapes += [capture.shape] * len(sequence.frames)
+    return pose_bank(steps, shapes, hands, device)
 
 
 class RenderedBatches:

@@ -147,8 +147,8 @@ def _one_thread() -> Iterator[None]:
 def render_sequence(job: tuple[Path, Settings, Sequence]) -> int:
     """Render one sequence and write its part of the annotations: the number of its images."""
     root, settings, sequence = job
-    hands, _ = _hand_set()
-    capture = _capture(settings, sequence.split, sequence.capture)
+    hands, _ = hand_set()
+    capture = capture_of(settings, sequence.split, sequence.capture)
     part: dict[str, Any] = {"files": [], "pictures": [], "joints": {}, "mano": {}, "interactions": {}}
     shots = []
     for frame, count, step in zip(sequence.frames, sequence.images,
@@ -193,7 +193,7 @@ def render_shots(settings: Settings, sequence: Sequence, capture: Capture, shots
     with torch.no_grad():
         pictures = render(stack_hands([shot.step for shot in shots]),
                           stack_views([shot.camera for shot in shots], capture.is_studio),
-                          picture_keys(settings, sequence, shots), _hand_set()[1], height, width)
+                          picture_keys(settings, sequence, shots), hand_set()[1], height, width)
     return (255 * pictures).round().byte().numpy()
 
 
@@ -232,7 +232,7 @@ def choose_cameras(settings: Settings, sequence: Sequence, capture: Capture, fra
     inside = [camera for camera in cameras
               if visible_joints(camera.project(joints), camera, step.present).sum() >= needed]
     keys = picture_keys(settings, sequence, [Shot("", frame, step, cameras[0])])
-    assets, good = _hand_set()[1], []
+    assets, good = hand_set()[1], []
     figure = solid_figure(stack_hands([step]), keys, assets)
     for camera in inside:
         view = stack_views([camera], capture.is_studio)
@@ -261,14 +261,16 @@ def _write_jpeg(path: Path, picture: np.ndarray, quality: int) -> None:
 
 
 @lru_cache(maxsize=1)
-def _hand_set() -> tuple[HandSet, Assets]:
+def hand_set() -> tuple[HandSet, Assets]:
+    """The built-in hand with all that posing and rendering work out from it once."""
     hands = build_hand_set(load_hand_model("builtin"))
     return hands, load_assets(hands.surface, hands.model.template[Hand.RIGHT].numpy())
 
 
 @lru_cache(maxsize=2)
-def _capture(settings: Settings, split: str, number: int) -> Capture:
-    hands, _ = _hand_set()
+def capture_of(settings: Settings, split: str, number: int) -> Capture:
+    """A capture of a set, the same whoever asks."""
+    hands, _ = hand_set()
     rng = stream(settings, split, number, Purpose.CAPTURE)
     shape = np.clip(rng.normal(0, 0.9, 10), -2.2, 2.2)
     is_studio = bool(rng.random() < _STUDIO_SHARE)
@@ -316,5 +318,5 @@ def _tables(root: Path, settings: Settings,
 
 
 def _camera_table(settings: Settings, sequence: Sequence) -> dict[str, Any]:
-    capture = _capture(settings, sequence.split, sequence.capture)
+    capture = capture_of(settings, sequence.split, sequence.capture)
     return camera_entry([camera.moved(capture.rotation, capture.translation) for camera in capture.cameras])

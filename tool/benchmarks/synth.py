@@ -8,7 +8,6 @@ import argparse
 import statistics
 import time
 
-import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
@@ -16,11 +15,12 @@ from common.engine.launch import choose_devices
 from common.errors import UserError
 from common.hands import Hand
 from common.mano import load_hand_model
-from data.synthetic.batches import PoseBank, RenderedBatches, pose_bank
-from data.synthetic.contact import build_proxies
-from data.synthetic.families import FAMILY_SHARES
-from data.synthetic.posing import HandSet, build_hand_set, pose_pairs
+from data.synthetic.batches import PoseBank, RenderedBatches, settled_bank
+from data.synthetic.body import hand_surface
+from data.synthetic.plan import Settings
 from data.synthetic.render import STAGES, load_assets
+
+_FEWEST_POSES = 4           # a set has three splits
 
 HELP = "pictures rendered on the training device"
 
@@ -30,16 +30,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=16, help="pictures at once")
     parser.add_argument("--gpu", help="one device, as for train.py")
     parser.add_argument("--batches", type=int, default=8, help="batches that are timed")
-    parser.add_argument("--families", type=int, default=4, help="families of poses in the bank, two steps of each")
+    parser.add_argument("--poses", type=int, default=24, help="time steps in the bank")
 
 
 def run(args: argparse.Namespace) -> None:
-    if min(args.batch, args.batches, args.families) < 1:
-        raise UserError("--batch, --batches and --families must be at least 1.")
+    if min(args.batch, args.batches) < 1 or args.poses < _FEWEST_POSES:
+        raise UserError(f"--batch and --batches must be at least 1, --poses at least {_FEWEST_POSES}.")
     device = choose_devices(args.gpu, torch.cuda.device_count())[0]
-    hands = build_hand_set(load_hand_model("builtin"))
-    bank = _bank(hands, args.families, device)
-    assets = load_assets(hands.surface, hands.model.template[Hand.RIGHT].numpy(), device)
+    bank = _bank(args.poses, device)
+    model = load_hand_model("builtin")
+    assets = load_assets(hand_surface(model), model.template[Hand.RIGHT].numpy(), device)
     rendered = RenderedBatches(bank, assets, size=args.size, box_ratio=0.8, seed=0)
 
     seconds = [_timed(rendered, number, args.batch, device) for number in range(args.batches + 2)][2:]
@@ -50,16 +50,13 @@ def run(args: argparse.Namespace) -> None:
     _print_stages(rendered, args.batch, device)
 
 
-def _bank(hands: HandSet, families: int, device: torch.device) -> PoseBank:
-    """Two settled steps of each of the first families, of one person."""
-    shape, steps = np.zeros(10), []
+def _bank(poses: int, device: torch.device) -> PoseBank:
     start = time.perf_counter()
-    proxies = build_proxies(hands.model, hands.rig, shape)
-    for number, family in enumerate(list(FAMILY_SHARES)[:families]):
-        steps += pose_pairs(family, hands, proxies, shape, [np.random.default_rng([number, k]) for k in range(2)])
+    bank = settled_bank(Settings(poses, seed=0, cameras=1), "train", device)
     seconds = time.perf_counter() - start
-    print(f"synth: {len(steps)} poses settled in {seconds:.1f} s, {len(steps) / seconds:.1f} poses/s on the CPU")
-    return pose_bank(steps, [shape] * len(steps), hands, device)
+    count = len(bank.shape)
+    print(f"synth: {count} poses settled in {seconds:.1f} s, {count / seconds:.1f} a second on the CPU")
+    return bank
 
 
 def _timed(rendered: RenderedBatches, number: int, batch: int, device: torch.device) -> float:
