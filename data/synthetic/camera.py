@@ -7,7 +7,7 @@ import numpy as np
 PORTRAIT, LANDSCAPE = (334, 512), (512, 334)    # width, height
 _STUDIO_DISTANCE = (1.0, 1.2)                   # metres to the hands
 _FOCAL = (300.0, 1300.0)                        # pixels, of photographs: from a phone's wide lens to the studio's
-_CLOSENESS = (0.75, 1.25)                       # metres at which hands fill the picture of a 1000 px lens
+_CLOSENESS = (0.8, 1.45)                        # metres at which hands fill the picture of a 1000 px lens
 _OWN_SHARE = 0.15                               # of photographs: taken by the person whose hands they show
 _GREY_SHARE = {True: 0.15, False: 0.06}         # of cameras in the studio and elsewhere
 

@@ -35,7 +35,7 @@ def sample_optics(picture: Dice, is_studio: Tensor, pixels_per_degree: Tensor) -
     near = either("near", (0.33, 0.55), (0.35, 0.8)) + missed
     depth_of_field = 0.22 * picture.uniform("aperture", -3.2, 0.0).exp() * pixels_per_degree
     far = torch.where(is_studio, picture.uniform("far", 0.45, 1.1), 0.5 + depth_of_field)
-    sharpening = either("sharpening", (0.0, 0.5), (0.0, 0.9))
+    sharpening = either("sharpening", (0.2, 0.9), (0.0, 1.2))
     return Optics(near, far.clamp(max=9), sharpening)
 
 
@@ -147,7 +147,7 @@ def jpeg(picture: Tensor, quality: Tensor) -> Tensor:
     device, (batch, height, width, _) = picture.device, picture.shape
     to_ycc = picture.new_tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
     planes = ((255 * picture) @ to_ycc.T).round() - picture.new_tensor([128.0, 0, 0])
-    blocks = planes.view(batch, height // 8, 8, width // 8, 8, 3).permute(0, 1, 3, 5, 2, 4)     # (B, y, x, 3, 8, 8)
+    blocks = planes.reshape(batch, height // 8, 8, width // 8, 8, 3).permute(0, 1, 3, 5, 2, 4)     # (B, y, x, 3, 8, 8)
     basis = _cosines(device)
     factor = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality)[:, None, None, None] / 100
     table = (_tables(device) * factor + 0.5).floor().clamp(1, 255)[:, None, None]               # (B, 1, 1, 3, 8, 8)

@@ -145,13 +145,13 @@ def _lights(place: Dice, is_studio: Tensor) -> Lights:
     around = sphere @ basis.transpose(-1, -2)                                       # (B, SKY, 3)
     height = around[..., 1:2] * 0.5 + 0.5
 
-    even = (0.62 / SKY * (1 + 0.5 * around[..., 1:2])).expand(-1, -1, 3)
+    even = (0.45 / SKY * (1 + 0.5 * around[..., 1:2])).expand(-1, -1, 3)
     above, below = (place.uniform(name, 0.5, 1.0, 1) * (1 + 0.1 * place.normal(name + " tint", 3))
                     for name in ("above", "below"))
-    room = place.uniform("sky", 0.25, 0.7)[:, None, None] / SKY * (
+    room = place.uniform("sky", 0.18, 0.55)[:, None, None] / SKY * (
         height * above[:, None] * 1.4 + (1 - height) * below[:, None] * 0.7)
     studio = is_studio[:, None]
-    first = torch.where(is_studio, place.uniform("first studio", 0.2, 0.6), place.uniform("first", 0.3, 1.0))
+    first = torch.where(is_studio, place.uniform("first studio", 0.25, 0.75), place.uniform("first", 0.3, 1.0))
     second = torch.where(is_studio, place.uniform("second studio", 0.1, 0.5), place.uniform("second", -0.25, 0.5))
     strength = torch.stack([first, second.clamp(min=0)], dim=1)
     warm = 0.09 * place.normal("temperature")
