@@ -18,7 +18,6 @@ from data.synthetic import generate as generator
 from data.synthetic.articulation import FINGERS, PRESETS, finger_rotations, load_rig, sample_angles
 from data.synthetic.body import forearm_direction, wrist_loop
 from data.synthetic.camera import sample_cameras
-from data.synthetic.dice import Dice
 from data.synthetic.families import FAMILIES, FAMILY_SHARES
 from data.synthetic.interaction import closed_at_wrist, measure, surface_distance, winding_number
 from data.synthetic.plan import Purpose, Settings, plan_sequences, stream
@@ -27,7 +26,6 @@ from tool import contact_sheet, make_synthetic
 
 SETTINGS = Settings(frames=8, seed=3, cameras=2, interacting=1.0)
 SPLITS = ("train", "val", "test")
-_NO_OBJECT = next(k for k in range(100) if not Dice.of("step", torch.tensor([k])).chance("object", 0.3))
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +161,6 @@ def test_stored_parameters_land_on_the_rendered_hands(pairs_root, hand_model):
                     cv2.fillConvexPoly(mask, np.round(triangle * 16).astype(np.int32), 1, shift=4)
             step, camera = steps[image["frame_idx"]], cameras[image["camera"]]
             keys = generator.picture_keys(SETTINGS, sequence, [generator.Shot("", image["frame_idx"], step, camera)])
-            keys = keys._replace(step=torch.tensor([_NO_OBJECT]))
             figure = solid_figure(generator.stack_hands([step]), keys, assets)
             drawn = hand_mask(figure, stack_views([camera], capture.is_studio), assets, *mask.shape)[0].numpy()
             overlaps.append((drawn & (mask > 0)).sum() / (drawn | (mask > 0)).sum())
@@ -171,7 +168,7 @@ def test_stored_parameters_land_on_the_rendered_hands(pairs_root, hand_model):
 
 
 def test_files_are_the_rendered_pictures_up_to_jpeg(pairs_root):
-    """Each picture is rendered again, alone, and compared with its file."""
+    """Each picture is rendered again, alone, and compared with its file; JPEG keeps the means of small patches."""
     sequence = next(s for s in plan_sequences(SETTINGS) if s.split == "train")
     hands, _ = generator.hand_set()
     capture = generator.capture_of(SETTINGS, sequence.split, sequence.capture)
@@ -183,7 +180,8 @@ def test_files_are_the_rendered_pictures_up_to_jpeg(pairs_root):
         file = pairs_root / "images" / "train" / image["file_name"]
         shot = generator.Shot(str(file), image["frame_idx"], steps[image["frame_idx"]], cameras[image["camera"]])
         drawn = generator.render_shots(SETTINGS, sequence, capture, [shot])[0]
-        assert np.abs(drawn.astype(int) - cv2.imread(str(file))[..., ::-1]).mean() < 4
+        means = [cv2.blur(picture.astype(np.float32), (8, 8)) for picture in (drawn, cv2.imread(str(file))[..., ::-1])]
+        assert np.abs(means[0] - means[1]).mean() < 1.5
 
 
 def test_the_reader_reads_the_set(pairs_root, hand_model):

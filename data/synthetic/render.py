@@ -117,9 +117,9 @@ def unhidden_share(figure: Figure, view: View, assets: Assets, height: int, widt
 
 
 def hand_mask(figure: Figure, view: View, assets: Assets, height: int, width: int) -> Tensor:
-    """Which pixels (B, height, width) show a hand."""
-    face = rasterize(project(figure.vertices, view, 1.0), assets.shared.faces, height, width).face
-    return (face >= 0) & assets.shared.is_hand[face.clamp(min=0)]
+    """Which pixels (B, height, width) would show a hand if nothing hid it."""
+    faces = assets.shared.faces[assets.shared.is_hand]
+    return rasterize(project(figure.vertices, view, 1.0), faces, height, width).face >= 0
 
 
 def _dice(keys: Keys) -> list[Dice]:
