@@ -28,8 +28,7 @@ class Surface(NamedTuple):
     faces: np.ndarray                   # (2, 24608, 3)
     mid_faces: np.ndarray               # (2, 6152, 3)
     coarse_faces: np.ndarray            # (2, 1538, 3)
-    loop: np.ndarray                    # (2, L)         fine wrist loop in the order that continues the winding
-    mid_loop: np.ndarray                # (2, L / 2)     the same of the surface after one step
+    mid_loop: np.ndarray                # (2, L)         wrist loop after one step, in the order that goes on winding
 
 
 def hand_surface(model: HandModel) -> Surface:
@@ -39,8 +38,8 @@ def hand_surface(model: HandModel) -> Surface:
     second, fine_faces = subdivide(mid_faces, first.shape[0], 1)
     # Left faces are the right ones wound the other way, so the same vertices arise.
     both_ways = (np.stack([one_way, one_way[:, ::-1]]) for one_way in (fine_faces, mid_faces))
-    loops = (np.stack([loop, loop[::-1]]) for loop in (wrist_loop(fine_faces), wrist_loop(mid_faces)))
-    return Surface(_sparse(first), _sparse(second), *both_ways, coarse_faces, *loops)
+    loop = wrist_loop(mid_faces)
+    return Surface(_sparse(first), _sparse(second), *both_ways, coarse_faces, np.stack([loop, loop[::-1]]))
 
 
 def _sparse(matrix: CooMatrix) -> sparse.csr_array:
