@@ -9,8 +9,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from common.hands import Hand
-from data.synthetic.body import Surface, wrist_loop
-from data.synthetic.scene import vertex_normals
+from data.synthetic.body import Surface, vertex_normals, wrist_loop
 
 _TOUCHING = 0.002           # metres: nearer than this is contact
 _TOLERATED = 0.0012         # metres of overlap that soft flesh explains

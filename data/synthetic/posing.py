@@ -17,7 +17,6 @@ from data.synthetic.body import OWN_SIGNS, Surface, forearm_direction, hand_surf
 from data.synthetic.contact import Pairs, Proxies, settle
 from data.synthetic.families import PairStart, sample_pair, sample_single
 from data.synthetic.interaction import Interaction, measure, mending_shift
-from data.synthetic.scene import PosedHand
 
 _CLEARANCE = 0.0002         # between the spheres that fill the hands
 _MAX_DEPTH = 0.0035         # metres of overlap beyond which a pair is tried again
@@ -48,10 +47,6 @@ class Step(NamedTuple):
     rotation_own: np.ndarray            # (2, 3, 3)
     forearm_own: np.ndarray             # (2, 3)
     interaction: Interaction | None     # of interacting steps
-
-    def posed_hands(self) -> list[PosedHand]:
-        return [PosedHand(hand, self.vertices[hand], self.rotation_own[hand], self.forearm_own[hand])
-                for hand in self.present]
 
 
 def build_hand_set(model: HandModel) -> HandSet:
