@@ -148,7 +148,7 @@ def test_stored_joints_are_the_joints_of_the_stored_mesh(pairs_root, hand_model)
 
 def test_stored_parameters_land_on_the_rendered_hands(pairs_root, hand_model):
     """Meshes posed by smplx, projected and filled by OpenCV, against what the renderer drew."""
-    overlaps = []
+    overlaps, strays = [], []
     for sequence in (s for s in plan_sequences(SETTINGS) if s.split == "train"):
         hands, detail = generator._hand_set()
         capture = generator._capture(SETTINGS, sequence.split, sequence.capture)
@@ -166,7 +166,9 @@ def test_stored_parameters_land_on_the_rendered_hands(pairs_root, hand_model):
                                 hands.surface, detail.bump)
             drawn = silhouette(scene, cameras[image["camera"]])
             overlaps.append((drawn & (mask > 0)).sum() / (drawn | (mask > 0)).sum())
-    assert len(overlaps) == 6 and np.median(overlaps) > 0.93 and min(overlaps) > 0.8
+            strays.append((drawn & (mask == 0)).sum() / drawn.sum())
+    # A forearm may cover a part of the other hand, so a picture can show less than the mesh, but never more.
+    assert len(overlaps) == 6 and np.median(overlaps) > 0.93 and min(overlaps) > 0.6 and max(strays) < 0.06
 
 
 def test_the_reader_reads_the_set(pairs_root, hand_model):

@@ -7,6 +7,8 @@ import numpy as np
 PORTRAIT, LANDSCAPE = (334, 512), (512, 334)    # width, height
 _DISTANCE = (1.0, 1.2)                          # metres to the hands
 _GREY_SHARE = 0.15
+_MAX_AZIMUTH = np.radians(125)                  # from the direction in which the person looks
+_SINES = (-0.75, 0.98)                          # of the lowest and the highest elevation
 
 
 class Camera(NamedTuple):
@@ -39,14 +41,15 @@ class Camera(NamedTuple):
 
 
 def sample_cameras(count: int, rng: np.random.Generator) -> list[Camera]:
-    """Cameras in the person frame, spread over the sides from which the hands can be seen."""
-    turn = (np.arange(count) + rng.uniform(0, 1)) / count
-    azimuths = rng.permutation((2 * turn % 2 - 1) * np.radians(115))
-    return [_one(k, azimuth, rng) for k, azimuth in enumerate(azimuths)]
+    """Cameras in the person frame, spread evenly over the directions from which the body does not hide the hands."""
+    turn, height = ((np.arange(count) + rng.uniform(0, 1)) / count for _ in range(2))
+    azimuths = rng.permutation((2 * turn % 2 - 1) * _MAX_AZIMUTH)
+    # Equal steps of the sine are equal areas of the sphere.
+    elevations = np.arcsin(rng.permutation(_SINES[0] + (height % 1) * (_SINES[1] - _SINES[0])))
+    return [_one(k, *angles, rng) for k, angles in enumerate(zip(azimuths, elevations, strict=True))]
 
 
-def _one(number: int, azimuth: float, rng: np.random.Generator) -> Camera:
-    elevation = np.radians(np.clip(rng.normal(18, 24), -35, 75))
+def _one(number: int, azimuth: float, elevation: float, rng: np.random.Generator) -> Camera:
     out = np.array([np.sin(azimuth) * np.cos(elevation), np.sin(elevation), np.cos(azimuth) * np.cos(elevation)])
     aim = rng.normal(0, 0.012, 3)
     position = aim + out * rng.uniform(*_DISTANCE)

@@ -45,14 +45,12 @@ from data.synthetic.appearance import (
     sample_surroundings,
 )
 from data.synthetic.camera import Camera, sample_cameras
-from data.synthetic.contact import Proxies, build_proxies
-from data.synthetic.families import FAMILY_SHARES
 from data.synthetic.plan import CAMERAS_PER_CAPTURE, SPLITS, Purpose, Sequence, Settings, plan_sequences, stream
-from data.synthetic.posing import HandSet, Step, build_hand_set, pose_pairs, pose_single
+from data.synthetic.posing import HandSet, Step, build_hand_set, pose_steps
 from data.synthetic.render import render, unhidden_share
 from data.synthetic.scene import LitScene, LitTorso, light_scene, light_torso
 
-VERSION = 1                             # raise it when the same settings give other pictures
+VERSION = 2                             # raise it when the same settings give other pictures
 SETTINGS_FILE = "synthetic.json"        # in the root of a set: what it was made with
 _KINDS = ("data", "camera", "joint_3d", "MANO_NeuralAnnot")
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
@@ -64,7 +62,6 @@ class Capture(NamedTuple):
     """Who is recorded where, by which cameras."""
 
     person: Person
-    proxies: Proxies
     place: Surroundings
     torso: LitTorso | None
     cameras: list[Camera]               # in the person frame
@@ -174,10 +171,8 @@ def render_sequence(job: tuple[Path, Settings, Sequence]) -> int:
 
 def pose_sequence(settings: Settings, sequence: Sequence, capture: Capture, hands: HandSet) -> list[Step]:
     rngs = [stream(settings, sequence.split, sequence.capture, Purpose.POSE, frame) for frame in sequence.frames]
-    if sequence.kind in FAMILY_SHARES:
-        return pose_pairs(sequence.kind, hands, capture.proxies, capture.person.shape, rngs)
-    hand = Hand[sequence.kind.upper()]
-    return [pose_single(hand, hands, capture.person.shape, rng) for rng in rngs]
+    shapes = np.tile(capture.person.shape, (len(rngs), 1))
+    return pose_steps([sequence.kind] * len(rngs), shapes, rngs, hands.solver)
 
 
 def choose_cameras(cameras: list[Camera], scene: LitScene, joints: np.ndarray, step: Step, count: int,
@@ -200,8 +195,9 @@ def _add_step(part: dict[str, Any], sequence: Sequence, frame: int, step: Step, 
     joints_world = hands.joints(step.vertices) @ capture.rotation.T + capture.translation
     part["joints"][str(frame)] = joint_entry(joints_world, step)
     part["mano"][str(frame)] = mano_entry(step, hands, capture.person.shape, capture.rotation, capture.translation)
-    if step.interaction is not None:
-        part["interactions"][str(frame)] = {"family": sequence.kind, **step.interaction._asdict()}
+    interaction = step.interaction(hands.model)
+    if interaction is not None:
+        part["interactions"][str(frame)] = {"family": sequence.kind, **interaction._asdict()}
 
 
 def _write_jpeg(path: Path, picture: np.ndarray, quality: int) -> None:
@@ -219,15 +215,14 @@ def _hand_set() -> tuple[HandSet, SkinDetail]:
 
 @lru_cache(maxsize=2)
 def _capture(settings: Settings, split: str, number: int) -> Capture:
-    hands, detail = _hand_set()
+    _, detail = _hand_set()
     rng = stream(settings, split, number, Purpose.CAPTURE)
     person, place = sample_person(detail, rng), sample_surroundings(rng)
     cameras = sample_cameras(CAMERAS_PER_CAPTURE, rng)
     rotation = Rotation.random(rng=rng).as_matrix()
     translation = rng.normal(0, 0.3, 3)
     torso = light_torso(person, place.lights) if place.has_torso else None
-    return Capture(person, build_proxies(hands.model, hands.rig, person.shape), place, torso, cameras, rotation,
-                   translation)
+    return Capture(person, place, torso, cameras, rotation, translation)
 
 
 # ---------------------------------------------------------------- joining
