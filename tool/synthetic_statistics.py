@@ -34,6 +34,7 @@ from data.synthetic.posing import HandSet, Step, build_hand_set, pose_steps  # n
 from data.synthetic.scene import vertex_normals  # noqa: E402
 
 _BLOCK = 64                     # frames a process works on at a time
+_CLOSELY = 5                    # every fifth frame is also measured for what takes long: its own depth, what is hidden
 _INTERACTING = 0.8              # share of frames with both hands, as in `make_synthetic.py`
 _PICTURE = 160                  # pixels along the side of the z-buffer that finds hidden vertices
 _BEHIND = 0.004                 # metres behind the nearest surface: hidden
@@ -49,9 +50,9 @@ class Frame(NamedTuple):
     is_contact: bool
     depth_mm: float             # of the deepest vertex in the other hand; nan for one hand
     gap_mm: float
-    own_depth_mm: float         # the larger of the hands that are there
-    hidden: float               # share of the vertices of the hands that are there
-    hidden_by_other: float      # by the other hand alone
+    own_depth_mm: float         # the larger of the hands that are there; nan where not measured
+    hidden: float               # share of the vertices of the hands that are there; nan where not measured
+    hidden_by_other: float      # by the other hand alone; nan where not measured
     view: np.ndarray            # (2, 3) from each hand to the camera, in the rest frame of a right hand; nan if absent
     wrist_distance: float       # metres
     wrist_degrees: np.ndarray   # (2, 2) extension, deviation; nan if absent
@@ -108,7 +109,8 @@ def measure_block(block: tuple[int, range]) -> tuple[list[Frame], float]:
     start = time.process_time()
     steps = pose_steps(kinds, shapes, rngs, hands.solver)
     seconds = time.process_time() - start
-    return [measure_frame(*row, hands) for row in zip(kinds, steps, rngs, strict=True)], seconds
+    return [measure_frame(*row, hands, index % _CLOSELY == 0) for *row, index in zip(
+        kinds, steps, rngs, indices, strict=True)], seconds
 
 
 def _hands() -> HandSet:
@@ -117,11 +119,10 @@ def _hands() -> HandSet:
     return _hands.built
 
 
-def measure_frame(kind: str, step: Step, rng: np.random.Generator, hands: HandSet) -> Frame:
+def measure_frame(kind: str, step: Step, rng: np.random.Generator, hands: HandSet, closely: bool) -> Frame:
     camera = sample_cameras(1, rng)[0]
     meeting = step.interaction(hands.model)
     absent = [hand for hand in Hand if hand not in step.present]
-    hidden, by_other = hidden_shares(step, camera, hands)
     to_camera = camera.position - step.vertices.mean(axis=1)                        # (2, 3)
     to_camera[Hand.LEFT, 0] *= -1
     view = np.einsum("hji,hj->hi", step.rotation_own, to_camera / np.linalg.norm(to_camera, axis=1, keepdims=True))
@@ -129,9 +130,12 @@ def measure_frame(kind: str, step: Step, rng: np.random.Generator, hands: HandSe
     angles = np.degrees(step.angles.astype(float))
     for table in (view, wrist_degrees, angles):
         table[absent] = np.nan
-    bones = hands.solver.dominant.numpy()
-    own = max(own_depth_mm(step.vertices[hand].astype(float), hands.model.faces[hand].numpy(), bones)
-              for hand in step.present)
+    own = hidden = by_other = np.nan
+    if closely:
+        bones = hands.solver.dominant.numpy()
+        own = max(own_depth_mm(step.vertices[hand].astype(float), hands.model.faces[hand].numpy(), bones)
+                  for hand in step.present)
+        hidden, by_other = hidden_shares(step, camera, hands)
     return Frame(kind, bool(meeting and meeting.is_contact), meeting.max_depth_mm if meeting else np.nan,
                  meeting.gap_mm if meeting else np.nan, own, hidden, by_other, view,
                  float(np.linalg.norm(step.wrist[Hand.LEFT] - step.wrist[Hand.RIGHT])), wrist_degrees, angles)
@@ -160,35 +164,42 @@ def hidden_shares(step: Step, camera: Camera, hands: HandSet) -> tuple[float, fl
 def summary(frames: list[Frame]) -> dict[str, Any]:
     """The numbers that are printed."""
     pairs = [frame for frame in frames if not np.isnan(frame.depth_mm)]
-    depth, own = np.array([f.depth_mm for f in pairs]), np.array([f.own_depth_mm for f in frames])
+    closely = [frame for frame in frames if not np.isnan(frame.hidden)]
+    depth, own = np.array([f.depth_mm for f in pairs]), np.array([f.own_depth_mm for f in closely])
+    hidden = np.array([f.hidden for f in closely])
     views = _present(frames, "view")
     table: dict[str, Any] = {
         "frames": len(frames), "of them with two hands": len(pairs),
         "in contact (nearer than 2 mm), share": _share([f.is_contact for f in pairs]),
-        "depth in the other hand, median and 95th percentile, mm": _percentiles(depth, 50, 95),
-        "the same over frames in contact": _percentiles(depth[[f.is_contact for f in pairs]], 50, 95),
+        "depth in the other hand, 50th, 95th, 100th percentile, mm": _percentiles(depth, 50, 95, 100),
+        "the same over frames in contact": _percentiles(depth[[f.is_contact for f in pairs]], 50, 95, 100),
         "deeper than 3 mm, share": _share(depth > 3),
-        "depth in the own hand, median and 95th percentile, mm": _percentiles(own, 50, 95),
-        "hidden vertices, mean, 5th and 95th percentile": [round(float(np.mean([f.hidden for f in frames])), 3), *(
-            _percentiles(np.array([f.hidden for f in frames]), 5, 95))],
-        "hidden by the other hand alone, mean": round(float(np.mean([f.hidden_by_other for f in pairs])), 3),
+        "frames measured for what follows": len(closely),
+        "depth in the own hand, 50th, 95th, 100th percentile, mm": _percentiles(own, 50, 95, 100),
+        "hidden share of vertices, mean": _share(hidden),
+        "hidden share of vertices, 5th, 95th percentile": _percentiles(hidden, 5, 95),
+        "hidden by the other hand alone, mean, two hands": _share(
+            [f.hidden_by_other for f in closely if not np.isnan(f.depth_mm)]),
         "distance of the wrists, 5th, 50th, 95th percentile, mm": _percentiles(
             1000 * np.array([f.wrist_distance for f in pairs]), 5, 50, 95),
         "camera directions: cells of 96 that hold any": int((_cell_counts(views) > 0).sum()),
-        "camera directions: largest cell over the mean": round(float(_cell_counts(views).max() * 96 / len(views)), 2),
+        "camera directions: fullest and emptiest cell over the mean": _percentiles(
+            _cell_counts(views).ravel() * 96 / len(views), 100, 0),
         "camera directions: length of the mean direction": round(float(np.linalg.norm(views.mean(axis=0))), 3),
         "wrists within 2 degrees of a limit, share": _share(_at_limit(_present(frames, "wrist_degrees"))),
     }
-    for kind in sorted({frame.kind for frame in frames}):
-        of_kind = [frame for frame in frames if frame.kind == kind]
-        mine = np.array([f.own_depth_mm for f in of_kind])
-        line = f"{len(of_kind)} frames, own depth 95 %: {np.percentile(mine, 95):.1f} mm"
-        if not np.isnan(of_kind[0].depth_mm):
-            other = np.array([f.depth_mm for f in of_kind])
-            line += (f", contact {np.mean([f.is_contact for f in of_kind]):.2f}, depth {np.median(other):.2f} and "
-                     f"{np.percentile(other, 95):.2f} mm")
-        table[f"  {kind}"] = line
-    return table
+    kinds = sorted({frame.kind for frame in frames})
+    return table | {f"  {kind}": _line([f for f in frames if f.kind == kind]) for kind in kinds}
+
+
+def _line(frames: list[Frame]) -> str:
+    """The numbers of one family."""
+    own = np.array([f.own_depth_mm for f in frames if not np.isnan(f.own_depth_mm)])
+    line = f"{len(frames)} frames, own depth 95 % {_percentiles(own, 95)} mm"
+    if np.isnan(frames[0].depth_mm):
+        return line
+    depth = np.array([f.depth_mm for f in frames])
+    return f"{line}, contact {np.mean([f.is_contact for f in frames]):.2f}, depth {_percentiles(depth, 50, 95)} mm"
 
 
 def _present(frames: list[Frame], name: str) -> np.ndarray:
@@ -241,15 +252,17 @@ def _draw_contact(axes, frames: list[Frame]) -> None:
     axes[0].barh(kinds, shares, color="#7a9cc6")
     axes[0].set(title="share in contact", xlim=(0, 1))
     bins = np.linspace(0, 4, 41)
-    depth, own = [f.depth_mm for f in pairs if f.depth_mm > 0], [f.own_depth_mm for f in frames if f.own_depth_mm > 0]
+    closely = [frame for frame in frames if not np.isnan(frame.hidden)]
+    depth, own = [f.depth_mm for f in pairs if f.depth_mm > 0], [f.own_depth_mm for f in closely if f.own_depth_mm > 0]
     axes[1].hist(np.clip(depth, 0, 4), bins, color="#c67a7a", label=f"{len(depth)} of {len(pairs)} in the other hand",
                  alpha=0.8)
     axes[1].hist(np.clip(own, 0, 4), bins, histtype="step", color="#333333",
-                 label=f"{len(own)} of {len(frames)} in the own hand")
+                 label=f"{len(own)} of {len(closely)} in the own hand")
     axes[1].set(title="deepest vertex, where any is inside", xlabel="mm")
     axes[1].legend(frameon=False)
-    axes[2].hist([f.hidden for f in frames], 40, color="#7ab08a", label="all")
-    axes[2].hist([f.hidden_by_other for f in pairs], 40, histtype="step", color="#333333", label="by the other hand alone")
+    axes[2].hist([f.hidden for f in closely], 40, color="#7ab08a", label="all")
+    axes[2].hist([f.hidden_by_other for f in closely if not np.isnan(f.depth_mm)], 40, histtype="step", color="#333333",
+                 label="by the other hand alone")
     axes[2].set(title="hidden share of the vertices")
     axes[2].legend(frameon=False)
     axes[3].hist([1000 * f.wrist_distance for f in pairs], 50, color="#a58ac0")
@@ -260,8 +273,8 @@ def _draw_views(axes, frames: list[Frame], plt) -> None:
     counts = _cell_counts(_present(frames, "view"))
     picture = axes[0].imshow(counts * counts.size / counts.sum(), origin="lower", extent=(-180, 180, -1, 1),
                              aspect="auto", cmap="viridis", vmin=0)
-    axes[0].set(title="where the camera stands, seen from the hand\n(density; 1 is even)", xlabel="degrees round the back axis",
-                ylabel="palm side      ...      back side")
+    axes[0].set(title="where the camera stands, seen from the hand\n(density; 1 is even)",
+                xlabel="degrees round the back axis", ylabel="palm side      ...      back side")
     plt.colorbar(picture, ax=axes[0])
     wrists = _present(frames, "wrist_degrees")
     axes[1].hexbin(wrists[:, 1], wrists[:, 0], gridsize=30, cmap="viridis", mincnt=1)

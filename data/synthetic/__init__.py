@@ -1,6 +1,7 @@
 """Rendered two-hand sets in InterHand2.6M's layout: who is seen, in which poses, lit and pictured how.
 
-Start at `generate.py`: it plans the set (`plan.py`), poses the hands (`articulation.py`, `families.py`, `contact.py`),
+Start at `generate.py`: it plans the set (`plan.py`), poses the hands (`posing.py`: `families.py` draws how they start,
+`contact.py` brings them together by means of `kinematics.py` and `proxies.py`, `interaction.py` measures the result),
 renders each time step from several cameras (`body.py`, `appearance.py`, `lighting.py`, `render.py`) and writes the
 annotations (`annotations.py`).
 

@@ -7,6 +7,7 @@ Legend: B hands · 15 articulated joints in MODEL16 order without the wrist · 3
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ _PRESETS = {
     "flat": ((4, 4, 4, 4), (5, 5, 5, 5), (1, 0, 0, -1), (4, 2, 0, 4, 4)),
     "relaxed": ((16, 21, 24, 26), (24, 29, 32, 32), (2, 0, -2, -4), (8, -4, 4, 8, 12)),
     "fan": ((-2, -2, -2, -2), (6, 5, 6, 8), (12, 2, -9, -17), (-6, 18, 0, 2, 2)),
+    "lid": ((9, 10, 11, 12), (13, 14, 15, 16), (3, 0, -2, -6), (-10, 18, 0, 4, 8)),
     "bent_back": ((-14, -15, -14, -13), (4, 3, 3, 4), (4, 0, -2, -6), (-8, 10, 0, -4, -8)),
     "cup": ((32, 34, 36, 38), (30, 32, 34, 34), (2, 0, -2, -5), (18, 8, 14, 10, 14)),
     "roof": ((58, 60, 60, 58), (6, 6, 6, 8), (1, 0, 0, -2), (14, 4, 10, 8, 8)),
@@ -46,7 +48,8 @@ _PRESETS = {
     "pinch_ring": ((10, 18, 60, 40), (14, 24, 52, 40), (8, 3, -2, -8), (34, 2, 33, 20, 28)),
     "pinch_pinky": ((6, 12, 44, 62), (10, 16, 40, 48), (8, 2, -4, -6), (38, -2, 34, 26, 34)),
     "laced": ((10, 10, 10, 10), (8, 8, 8, 8), (20, 7, -8, -20), (-6, 10, 0, 6, 6)),
-    "folded": ((44, 44, 44, 44), (48, 48, 48, 46), (18, 6, -7, -18), (14, 8, 10, 14, 18)),
+    "half_folded": ((28, 28, 28, 28), (30, 30, 30, 30), (19, 6, -7, -19), (6, 10, 4, 8, 10)),
+    "folded": ((46, 46, 46, 46), (50, 50, 50, 48), (18, 6, -7, -18), (14, 8, 10, 14, 18)),
     "palm_thumb": ((2, 2, 2, 4), (6, 5, 6, 8), (2, 0, -1, -4), (38, -18, 32, 34, 36)),
 }
 PRESETS = tuple(_PRESETS)
@@ -69,6 +72,7 @@ class Rig:
         return Rig(self.axes.to(device), self.limits.to(device), self.is_knuckle.to(device))
 
 
+@cache
 def load_rig() -> Rig:
     with np.load(BUILTIN_HAND, allow_pickle=False) as file:
         axes, limits = (torch.from_numpy(file[key]).float() for key in ("joint_axes", "joint_limits"))
@@ -99,7 +103,8 @@ def sample_angles(rig: Rig, preset: str, looseness: float, rng: np.random.Genera
     base = MODEL16.index("thumb1") - 1
     # Opposition is one movement: flexion, less spread and twist go together.
     opposed = rng.normal(0, 1) * looseness
-    thumb = thumb + opposed * np.radians([7, -4, 6, 5, 6]) + rng.normal(0, 1, 5) * looseness * np.radians([5, 7, 3, 7, 9])
+    thumb = thumb + opposed * np.radians([7, -4, 6, 5, 6])
+    thumb = thumb + rng.normal(0, 1, 5) * looseness * np.radians([5, 7, 3, 7, 9])
     angles[base], angles[base + 1, FLEXION], angles[base + 2, FLEXION] = thumb[:3], thumb[3], thumb[4]
     return clamp_angles(rig, torch.from_numpy(angles).float()).double().numpy()
 

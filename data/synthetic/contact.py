@@ -12,6 +12,7 @@ Legend: B pairs · 2 the hand axis · S spheres of a hand · A anchors · K attr
 Q coordinates of a hand's joints. Person frame unless a name says `_own`; metres.
 """
 
+from copy import deepcopy
 from typing import NamedTuple
 
 import torch
@@ -53,7 +54,7 @@ _CLOSED = 0.02                                                  # a gap that is 
 _PRESSED = 0.0006                                               # overlap that soft flesh explains
 _LINKS, _OWN_LINKS = 48, 32                                     # vertices of a hand pushed out of the other, and itself
 _FAR_KEY = 0x7F000000                                           # the bits of a very large float
-_BLOCK = 2                                                      # pairs whose vertices are compared at a time
+_BLOCK = {"cpu": 2, "cuda": 64}                                 # pairs whose vertices are compared at a time
 
 
 class Task(NamedTuple):
@@ -87,13 +88,13 @@ class Solver(NamedTuple):
     synergies: Tensor           # (45, Q)       joint angles moved by each coordinate
     dominant: Tensor            # (778,)        the bone that each vertex mostly follows
     ends: Tensor                # (E,)          vertices of the fingers beyond their first joints
-    own_keys: Tensor            # (E, 778)      the index of a vertex, beyond all distances where it belongs to the same part
+    own_keys: Tensor            # (E, 778)      index of a vertex, or more than any distance where both are of one part
     pads: Tensor                # (9,)          vertices in the middle of the pads of closing fingers
     faces: Tensor               # (1538, 3)     of the right hand
     faces_of: Tensor            # (778, 9)      faces round each vertex, padded with 1538
 
     def to(self, device: torch.device) -> "Solver":
-        return Solver(*(part.to(device) for part in self))
+        return Solver(deepcopy(self.layer).to(device), *(part.to(device) for part in self[1:]))
 
 
 def build_solver(model: HandModel, rig: Rig) -> Solver:
@@ -161,7 +162,8 @@ def settle(task: Task, solver: Solver) -> Settled:
     for look in range(_LOOKS):
         frames = mover.frames(proxies.joints)
         vertices = posed_vertices(mover.poses(), proxies.joints, task.shape, solver)
-        links = _look(vertices, frames, task, solver).links
+        normals = vertex_normals(vertices, solver)
+        links = _links(_meeting(vertices, normals, task), vertices, normals, frames, task, solver)
         decay = 1.0 - 0.8 * look / _LOOKS
         for _ in range(_STEPS_PER_LOOK):
             mover.follow(frames, *links.forces(frames), [rate * decay for rate in _LAST_RATES])
@@ -169,10 +171,11 @@ def settle(task: Task, solver: Solver) -> Settled:
 
     poses = mover.poses()
     vertices = posed_vertices(poses, proxies.joints, task.shape, solver)
-    last = _look(vertices, frames, task, solver)
-    shift = _closing_shift(last.bridge, task.touches & (last.depth < _PRESSED))
+    meeting = _meeting(vertices, vertex_normals(vertices, solver), task)
+    depth = meeting.depth.amax(dim=(1, 2))
+    shift = _closing_shift(meeting.bridge, task.touches & (depth < _PRESSED))
     poses = poses._replace(wrist_own=poses.wrist_own + to_person(shift[:, :, None])[:, :, 0])
-    return Settled(poses, vertices + shift[:, :, None], last.depth)
+    return Settled(poses, vertices + shift[:, :, None], depth)
 
 
 def _closing_shift(bridge: Tensor, is_wanted: Tensor) -> Tensor:
@@ -363,42 +366,47 @@ class _Links(NamedTuple):
         return bone, points, torch.stack([force, -force], dim=2).flatten(1, 2)
 
 
-class _Look(NamedTuple):
-    """What is seen on a pair of meshes."""
+class _Meeting(NamedTuple):
+    """How the meshes of pairs meet."""
 
-    links: _Links
-    depth: Tensor               # (B,)          of the deepest vertex in the other hand
-    bridge: Tensor              # (B, 3)        from the right hand to the left where they are nearest
+    near: Tensor                # (B, 2, V)     the vertex of the other hand that is nearest to each vertex
+    normal: Tensor              # (B, 2, V, 3)  out of the other hand there
+    depth: Tensor               # (B, 2, V)     below the other hand's surface; 0 outside
+    closest: Tensor             # (B,)          the vertex outside that is nearest to the other hand; left ones V later
+    bridge: Tensor              # (B, 3)        from the right hand to the left there
 
 
-def _look(vertices: Tensor, frames: BoneFrames, task: Task, solver: Solver) -> _Look:
-    """How the meshes (B, 2, 778, 3) meet."""
-    normals = vertex_normals(vertices, solver)
+def _meeting(vertices: Tensor, normals: Tensor, task: Task) -> _Meeting:
+    """How meshes (B, 2, 778, 3) meet."""
     near, surface = _nearest(vertices)
-    normal = torch.stack([_rows(normals[:, hand.other], near[:, hand]) for hand in Hand], dim=1)    # (B, 2, V, 3)
-    height = ((vertices - surface) * normal).sum(-1)
-    distance = (vertices - surface).square().sum(-1).sqrt()
+    normal = torch.stack([_rows(normals[:, hand.other], near[:, hand]) for hand in Hand], dim=1)
+    way = surface - vertices
+    height, distance = -(way * normal).sum(-1), way.square().sum(-1).sqrt()
     # Far below a tangent plane may lie the other side of the hand, or a place beside it.
     inside = (height < 0) & (distance < _REACH) & ((distance < _STEEP) | (height < -0.7 * distance))
     inside &= task.is_pair[:, None, None]
-    depth = torch.where(inside, -height, 0.0)                                       # (B, 2, V)
+    closest = torch.where(inside, torch.inf, distance).flatten(1).argmin(dim=1)
+    bridge = _rows(way.flatten(1, 2), closest[:, None])[:, 0]
+    return _Meeting(near, normal, torch.where(inside, -height, 0.0), closest,
+                    torch.where((closest < NUM_VERTICES)[:, None], bridge, -bridge))
 
-    apart = torch.where(inside, torch.inf, distance).flatten(1)
-    closest = apart.argmin(dim=1)                                                   # over both hands
+
+def _links(meeting: _Meeting, vertices: Tensor, normals: Tensor, frames: BoneFrames, task: Task,
+           solver: Solver) -> _Links:
+    """What pushes and pulls the meshes (B, 2, 778, 3)."""
+    near, normal, depth, closest, _ = meeting
     across = near.flatten(1).gather(1, closest[:, None]) + NUM_VERTICES * (closest < NUM_VERTICES)[:, None]
     meets = (task.touches & (depth.amax(dim=(1, 2)) < _PRESSED)).to(depth)[:, None]
     pads = solver.pads.expand(len(vertices), -1)
-    none = torch.zeros_like(meets)
+    close = 0.25 * _CLOSING * task.wraps
     pushes = [*_pushes(depth, near, normal, other=True), *_own_pushes(vertices, normals, solver)]
     pulls = [
-        (torch.stack([closest[:, None], across], dim=-1), meets, none),
+        (torch.stack([closest[:, None], across], dim=-1), meets, torch.zeros_like(meets)),
         (_anchor_vertices(task.anchors, solver), task.pull, task.gap),
-        *((_ends(pads, near[:, hand, solver.pads], hand, hand.other),
-           (0.25 * _CLOSING * task.wraps[:, hand, None]).expand(pads.shape), none + _SLACK + 0 * pads) for hand in Hand),
+        *((_ends(pads, near[:, hand, solver.pads], hand, hand.other), close[:, hand, None].expand(pads.shape),
+           torch.full(pads.shape, _SLACK, device=pads.device)) for hand in Hand),
     ]
-    links = _linked(pushes, pulls, vertices, frames, solver)
-    way = _rows(surface.flatten(1, 2) - vertices.flatten(1, 2), closest[:, None])[:, 0]
-    return _Look(links, depth.amax(dim=(1, 2)), torch.where((closest < NUM_VERTICES)[:, None], way, -way))
+    return _linked(pushes, pulls, vertices, frames, solver)
 
 
 def _pushes(depth: Tensor, near: Tensor, normal: Tensor, other: bool) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -418,8 +426,9 @@ def _pushes(depth: Tensor, near: Tensor, normal: Tensor, other: bool) -> list[tu
 def _own_pushes(vertices: Tensor, normals: Tensor, solver: Solver) -> list[tuple[Tensor, Tensor, Tensor]]:
     """The same of fingers that are in other fingers or the palm of their own hand."""
     ends = vertices[:, :, solver.ends].flatten(0, 1)                                # (2B, E, 3)
+    block = _BLOCK[ends.device.type]
     near = torch.cat([(_keys(some, whole) | solver.own_keys).amin(dim=2) for some, whole in
-                      zip(ends.split(_BLOCK), vertices.flatten(0, 1).split(_BLOCK), strict=True)])
+                      zip(ends.split(block), vertices.flatten(0, 1).split(block), strict=True)])
     near = near.bitwise_and_(1023).long()
     normal, surface = _rows(normals.flatten(0, 1), near), _rows(vertices.flatten(0, 1), near)
     way = ends - surface
@@ -460,7 +469,7 @@ def vertex_normals(vertices: Tensor, solver: Solver) -> Tensor:
 def _nearest(vertices: Tensor) -> tuple[Tensor, Tensor]:
     """For each vertex the nearest one of the other hand, (B, 2, V), and where it is, (B, 2, V, 3)."""
     near, index = [], torch.arange(NUM_VERTICES, dtype=torch.int32, device=vertices.device)
-    for block in vertices.split(_BLOCK):
+    for block in vertices.split(_BLOCK[vertices.device.type]):
         keys = _keys(block[:, 0], block[:, 1])
         of_right, of_left = (keys | index).amin(dim=2), (keys | index[:, None]).amin(dim=1)
         near.append(torch.stack([of_right, of_left], dim=1).bitwise_and_(1023))

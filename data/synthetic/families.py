@@ -61,6 +61,7 @@ class _Draft(NamedTuple):
     poses: tuple[_Pose, _Pose]
     attractions: tuple[tuple[tuple[int, str], tuple[int, str], float], ...] = ()
     touches: bool = True
+    wobble: float = 6.0         # degrees by which each hand is turned at random
 
 
 def sample_kind(interacting: float, rng: np.random.Generator) -> str:
@@ -78,7 +79,7 @@ def sample_pair(family: str, rig: Rig, rng: np.random.Generator) -> Start:
     poses = [pose for _, pose in poses]
     attractions = tuple(Attraction((hand_of[a], hand_of[b]), (on_a, on_b), gap / 1000)
                         for (a, on_a), (b, on_b), gap in draft.attractions)
-    wobble = Rotation.from_rotvec(rng.normal(0, np.radians(6), (2, 3))).as_matrix()
+    wobble = Rotation.from_rotvec(rng.normal(0, np.radians(draft.wobble), (2, 3))).as_matrix()
     start = Start(
         tuple(Hand), np.stack([sample_angles(rig, pose.preset, pose.looseness, rng) for pose in poses]),
         wobble @ np.stack([oriented(pose.fingers, pose.back) for pose in poses]),
@@ -271,18 +272,19 @@ def _interlaced(rng: np.random.Generator) -> _Draft:
 
     The fingers of both hands cross in the plane x = 0, `crossing` millimetres from the knuckles.
     """
-    closed = rng.uniform(0, 1)                                      # 0: straight fingers cross, 1: folded hands
-    crossing = 50 - 14 * closed + rng.normal(0, 2)
-    tilt, bend = np.radians([42 - 32 * closed, 12 + 36 * closed])   # of the hand, and of the first joints
+    preset, bend, tilt, crossing = [("laced", 10, 42, 48), ("half_folded", 28, 28, 40), ("folded", 46, 12, 33)][
+        int(rng.integers(3))]                                       # from straight fingers to folded hands
+    crossing = crossing + rng.normal(0, 2)
+    tilt, bend = np.radians([tilt + rng.normal(0, 3), bend])        # of the hand, and of the first joints
     up = np.array([0.0, np.cos(0.9), np.sin(0.9)])
     across = np.array([1.0, 0.0, 0.0])
     fingers, back = np.sin(tilt) * across + np.cos(tilt) * up, np.sin(tilt) * up - np.cos(tilt) * across
     bones = np.cos(bend) * fingers - np.sin(bend) * back
     palm = -crossing * bones - 34 * fingers - 15 * back
     along_knuckles = np.cross(back, fingers)                        # towards the thumb
-    poses = tuple(_Pose(fingers, back, palm + sign * 7.5 * along_knuckles, "laced" if closed < 0.4 else "folded", 0.15,
-                        0.25 * closed) for sign in (-1, 1))
-    return _Draft(poses, (((0, "palm"), (1, "palm"), 90 - 62 * closed),))
+    poses = tuple(_Pose(fingers, back, palm + sign * 7.5 * along_knuckles, preset, 0.15, 0.0 if preset == "laced"
+                        else 0.25) for sign in (-1, 1))
+    return _Draft(poses, (((0, "palm"), (1, "palm"), 0.8 * 2 * abs(palm[0])),), wobble=1.0)
 
 
 def _clasped(rng: np.random.Generator) -> _Draft:
@@ -317,9 +319,10 @@ def _on_the_back(rng: np.random.Generator) -> _Draft:
     below = _Pose((0.65, 0.25, 0.7), (-0.2, 0.9, 0.3), (-10, -8, 0),
                   str(rng.choice(["flat", "relaxed", "cup", "fist"])), 0.6)
     turn = np.array([0.7, 0.25, rng.uniform(0.2, 0.9)])
-    above = _Pose(turn, (-0.15, 0.9, 0.35), (-10, 22, 6), str(rng.choice(["flat", "relaxed", "relaxed"])), 0.5,
-                  float(rng.choice([0.2, 0.6])))
-    return _Draft((below, above), (((0, str(rng.choice(["back", "middle_root_back"]))), (1, "palm"), 0),))
+    above = _Pose(turn, (-0.2, 0.9, 0.3), (-10, 20, 4), str(rng.choice(["lid", "lid", "fan"])), 0.4,
+                  float(rng.choice([0.0, 0.2])))
+    place = str(rng.choice(["back", "middle_root_back"]))
+    return _Draft((below, above), (((0, place), (1, "palm"), 0), ((0, "back"), (1, "palm"), 8)))
 
 
 def _holding(rng: np.random.Generator) -> _Draft:

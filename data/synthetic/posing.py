@@ -19,7 +19,7 @@ from data.synthetic.interaction import Interaction, measure
 from data.synthetic.kinematics import HandPoses
 from data.synthetic.scene import PosedHand
 
-_MAX_DEPTH = 0.0022         # metres of overlap beyond which a pair is tried again
+_MAX_DEPTH = 0.0028         # metres of overlap beyond which a pair is tried again
 _TRIES = 3                  # of which the least overlap is kept
 _BLOCK = 8                  # matrix products give the same numbers for batches of a multiple of this size
 _MAX_ATTRACTIONS = 5
@@ -79,7 +79,7 @@ def pose_steps(kinds: list[str], shapes: np.ndarray, rngs: list[np.random.Genera
         todo = [k for k in range(len(kinds)) if depth[k] > _MAX_DEPTH]
         if not todo:
             break
-        starts = [_sample(kinds[k], solver.rig, rngs[k]) for k in todo]
+        starts = [_sample(kinds[k], rngs[k]) for k in todo]
         steps, found = _settled(starts, shapes[todo], solver)
         for k, step, deepest in zip(todo, steps, found, strict=True):
             if deepest < depth[k]:
@@ -87,7 +87,8 @@ def pose_steps(kinds: list[str], shapes: np.ndarray, rngs: list[np.random.Genera
     return [_recentered(best[k], rngs[k]) for k in range(len(kinds))]
 
 
-def _sample(kind: str, rig: Rig, rng: np.random.Generator) -> Start:
+def _sample(kind: str, rng: np.random.Generator) -> Start:
+    rig = load_rig()
     return sample_pair(kind, rig, rng) if kind in FAMILY_SHARES else sample_single(Hand[kind.upper()], rig, rng)
 
 

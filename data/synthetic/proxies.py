@@ -1,6 +1,7 @@
 """What the solver knows of a hand: spheres that fill it and named points of its skin, for every shape at once.
 
-Legend: B pairs · S spheres of a hand · A anchors · 10 shape coordinates · 16 joints. Rest frame of a right hand, metres.
+Legend: B pairs · S spheres of a hand · A anchors · 10 shape coordinates · 16 joints. Rest frame of a right hand,
+metres.
 """
 
 from typing import NamedTuple
@@ -72,7 +73,8 @@ def build_proxies(model: HandModel, rig: Rig) -> Proxies:
     return Proxies(
         (joints.float(), (model.regressor[Hand.RIGHT].double() @ directions.flatten(1)).view(16, 3, -1).float()),
         (center.float(), center_change.float()), (radius.float(), radius_change.float()),
-        bone, ~are_neighbours, apart.float(), torch.isin(bone, torch.tensor([MODEL16.index(name) for name in _CLOSING])).nonzero()[:, 0],
+        bone, ~are_neighbours, apart.float(),
+        torch.isin(bone, torch.tensor([MODEL16.index(name) for name in _CLOSING])).nonzero()[:, 0],
         {name: row for row, name in enumerate(anchors)}, torch.tensor([bone for bone, _ in anchors.values()]), vertex,
         (vertices[vertex].float(), directions[vertex].float()),
     )
