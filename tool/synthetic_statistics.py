@@ -4,15 +4,18 @@ python tool/synthetic_statistics.py --frames 10000 --seed 0 --out FIGURE.png [--
 
 Draws frames as a training set has them, without pictures: how often and how deep hands touch, how much of them is
 hidden, from where the cameras look, how wrists and fingers bend. The numbers are printed and stand in FIGURE.json.
+Ctrl-C ends the drawing early; what has been drawn is reported.
 """
 
 import argparse
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,7 +69,7 @@ def main() -> None:
     blocks = [(args.seed, range(start, min(start + _BLOCK, args.frames)))
               for start in range(0, args.frames, _BLOCK)]
     frames, seconds = [], 0.0
-    with tqdm(total=args.frames, unit="frame") as bar:
+    with tqdm(total=args.frames, unit="frame") as bar, suppress(KeyboardInterrupt):
         for block, posing_seconds in _all_blocks(blocks, args.workers):
             frames += block
             seconds += posing_seconds
@@ -95,8 +98,13 @@ def _all_blocks(blocks: list, workers: int) -> Iterator[tuple[list[Frame], float
     if workers == 1:
         yield from map(measure_block, blocks)
         return
-    with multiprocessing.get_context("spawn").Pool(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with multiprocessing.get_context("spawn").Pool(workers, initializer=_start_worker) as pool:
         yield from pool.imap(measure_block, blocks)
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)    # Ctrl-C goes to all processes; the parent ends the others
 
 
 def measure_block(block: tuple[int, range]) -> tuple[list[Frame], float]:
