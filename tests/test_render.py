@@ -18,7 +18,7 @@ from data.synthetic.dice import Dice
 from data.synthetic.figure import SKIN, build_figure, sample_wear
 from data.synthetic.generate import stack_hands
 from data.synthetic.lighting import visibility
-from data.synthetic.posing import build_hand_set, pose_single
+from data.synthetic.posing import build_hand_set, pose_steps
 from data.synthetic.render import hand_mask, load_assets, solid_figure
 from data.synthetic.skin import MAP_CHANNELS, skin_albedo
 from tool.picture_spectrum import agreement, band_centers, power_spectrum
@@ -38,10 +38,9 @@ def assets(hands):
 
 @pytest.fixture(scope="module")
 def batches(hands, assets):
-    steps = [pose_single(hand, hands, np.zeros(10), np.random.default_rng(k)) for k, hand in enumerate([*Hand, *Hand])]
-    both = steps[0]._replace(present=tuple(Hand), vertices=np.stack([steps[0].vertices[0], steps[1].vertices[1]]))
-    return RenderedBatches(pose_bank([both, *steps[:2]], [np.zeros(10)] * 3, hands), assets, size=SIZE, box_ratio=0.8,
-                           seed=5)
+    rngs = [np.random.default_rng(k) for k in range(3)]
+    steps = pose_steps(["palm_to_palm", "right", "left"], np.zeros((3, 10)), rngs, hands.solver)
+    return RenderedBatches(pose_bank(steps, [np.zeros(10)] * 3, hands), assets, size=SIZE, box_ratio=0.8, seed=5)
 
 
 def sphere_px(radius, depth):
@@ -89,7 +88,7 @@ def test_culling_leaves_the_near_or_the_far_side_of_a_closed_body():
 @pytest.mark.parametrize("hand", Hand)
 def test_limbs_are_closed_round_the_wrist_and_wound_outwards(hand, hands, assets):
     """The hand and its arm are one surface, and its signed volume seen from the open end is that of an arm."""
-    step = pose_single(hand, hands, np.zeros(10), np.random.default_rng(0))
+    step, = pose_steps([hand.label], np.zeros((1, 10)), [np.random.default_rng(0)], hands.solver)
     dice = Dice.of(torch.tensor([3]))
     wear = sample_wear(dice, dice, dice)
     vertices = build_figure(stack_hands([step]), wear, dice, dice, assets.shared).vertices[0].double().numpy()
@@ -101,7 +100,8 @@ def test_limbs_are_closed_round_the_wrist_and_wound_outwards(hand, hands, assets
 
 
 def test_things_are_wound_outwards_on_both_hands(hands, assets):
-    steps = [pose_single(hand, hands, np.zeros(10), np.random.default_rng(0)) for hand in Hand]
+    rngs = [np.random.default_rng(0) for _ in Hand]
+    steps = pose_steps([hand.label for hand in Hand], np.zeros((2, 10)), rngs, hands.solver)
     dice = Dice.of(torch.tensor([0, 1]))
     wear = sample_wear(dice, dice, dice)
     wear = wear._replace(watch=torch.ones(2, 2, dtype=torch.bool), object=torch.ones(2, dtype=torch.bool))

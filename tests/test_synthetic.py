@@ -145,7 +145,7 @@ def test_stored_joints_are_the_joints_of_the_stored_mesh(pairs_root, hand_model)
 
 def test_stored_parameters_land_on_the_rendered_hands(pairs_root, hand_model):
     """Meshes posed by smplx, projected and filled by OpenCV, against what the renderer drew."""
-    overlaps = []
+    overlaps, strays = [], []
     for sequence in (s for s in plan_sequences(SETTINGS) if s.split == "train"):
         hands, assets = generator.hand_set()
         capture = generator.capture_of(SETTINGS, sequence.split, sequence.capture)
@@ -164,7 +164,9 @@ def test_stored_parameters_land_on_the_rendered_hands(pairs_root, hand_model):
             figure = solid_figure(generator.stack_hands([step]), keys, assets)
             drawn = hand_mask(figure, stack_views([camera], capture.is_studio), assets, *mask.shape)[0].numpy()
             overlaps.append((drawn & (mask > 0)).sum() / (drawn | (mask > 0)).sum())
-    assert len(overlaps) == 6 and np.median(overlaps) > 0.93 and min(overlaps) > 0.8
+            strays.append((drawn & (mask == 0)).sum() / drawn.sum())
+    # A forearm may cover a part of the other hand, so a picture can show less than the mesh, but never more.
+    assert len(overlaps) == 6 and max(overlaps) > 0.95 and min(overlaps) > 0.6 and max(strays) < 0.06
 
 
 def test_files_are_the_rendered_pictures_up_to_jpeg(pairs_root):
@@ -320,13 +322,13 @@ def test_overlap_is_recorded_and_small(pairs_root):
         assert set(record) == {"family", "is_contact", "max_depth_mm", "mean_depth_mm", "inside", "gap_mm"}
         assert 0 <= record["mean_depth_mm"] <= record["max_depth_mm"] < 6
         assert (record["gap_mm"] == 0) == (record["inside"] > 0)
-        assert record["is_contact"] or record["family"] in ("apart", "behind", "side_by_side")
+        assert record["is_contact"] or record["family"] in ("apart", "near", "side_by_side")
 
 
 def test_the_wrist_bends_no_farther_than_a_wrist_does():
     rng = np.random.default_rng(0)
     rotations = Rotation.random(500, rng=rng).as_matrix()
-    directions = forearm_direction(rotations, rng.normal(0, 0.1, (500, 3)))
+    directions = forearm_direction(rotations, *rng.normal(0, 0.1, (2, 500, 3)))
     along = np.einsum("nij,ni->nj", rotations, directions)
     np.testing.assert_allclose(np.linalg.norm(along, axis=1), 1)
     assert np.degrees(np.arccos(along[:, 0])).max() < 68

@@ -17,21 +17,22 @@ from torch.nn.functional import normalize
 from common.hands import WRIST, Hand
 from common.types import ManoParams, Targets, TwoHandBatch
 from data.synthetic.body import OWN_SIGNS
+from data.synthetic.camera import MAX_AZIMUTH, SINES
 from data.synthetic.develop import jpeg
 from data.synthetic.dice import Dice
 from data.synthetic.figure import Hands
-from data.synthetic.generate import capture_of, hand_set, pose_sequence
+from data.synthetic.generate import capture_of, hand_set, pose_streams
 from data.synthetic.look import Keys
 from data.synthetic.plan import Settings, plan_sequences
-from data.synthetic.posing import HandSet, Step
+from data.synthetic.posing import HandSet, Step, pose_steps
 from data.synthetic.render import Assets, View, render
 
 _STUDIO_SHARE, _JPEG_SHARE = 0.45, 0.6
 _GREY_STUDIO, _GREY = 0.15, 0.06
 _OWN_SHARE = 0.2            # of photographs: taken by the person whose hands they show
-_AZIMUTH, _ELEVATION = math.radians(115), (math.radians(18), math.radians(24))
 _DIRECTIONS = 4             # camera directions drawn for each picture; the first that no arm blocks is taken
 _IN_THE_WAY = 0.75          # cosine between camera and forearm beyond which the arm hides its hand
+_AT_ONCE = 64               # time steps settled together
 _SPARE = 0.08               # how far hands may be off the middle of a crop, as a share of its side
 
 
@@ -64,12 +65,17 @@ def pose_bank(steps: list[Step], shapes: list[np.ndarray], hands: HandSet,
 def settled_bank(settings: Settings, split: str, device: torch.device | str = "cpu") -> PoseBank:
     """The time steps of one split of a set, settled anew: what its files show, without their pictures."""
     hands, _ = hand_set()
-    steps, shapes = [], []
+    kinds, shapes, rngs = [], [], []
     for sequence in (planned for planned in plan_sequences(settings) if planned.split == split):
-        capture = capture_of(settings, split, sequence.capture)
-        steps += pose_sequence(settings, sequence, capture, hands)
-        shapes += [capture.shape] * len(sequence.frames)
+        kinds += [sequence.kind] * len(sequence.frames)
+        shapes += [capture_of(settings, split, sequence.capture).shape] * len(sequence.frames)
+        rngs += pose_streams(settings, sequence)
+    steps = []
+    for start in range(0, len(kinds), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        steps += pose_steps(kinds[part], np.stack(shapes[part]), rngs[part], hands.solver)
     return pose_bank(steps, shapes, hands, device)
+
 
 
 class RenderedBatches:
@@ -134,10 +140,12 @@ def _direction(hands: Hands, is_own: Tensor, dice: Dice) -> Tensor:
 
     is_own: (B,) bool, where people photograph their own hands, from above.
     """
-    azimuth = dice.uniform("azimuth", -_AZIMUTH, _AZIMUTH, _DIRECTIONS)
+    azimuth = dice.uniform("azimuth", -MAX_AZIMUTH, MAX_AZIMUTH, _DIRECTIONS)
     azimuth = torch.where(is_own[:, None], math.pi + 0.3 * dice.normal("own azimuth", _DIRECTIONS), azimuth)
-    tilt = dice.normal("elevation", _DIRECTIONS)
-    elevation = torch.where(is_own[:, None], 0.84 + 0.17 * tilt, _ELEVATION[0] + _ELEVATION[1] * tilt).clamp(-0.6, 1.3)
+    # Equal steps of the sine are equal areas of the sphere.
+    elevation = dice.uniform("elevation", *SINES, _DIRECTIONS).asin()
+    own = (0.84 + 0.17 * dice.normal("own elevation", _DIRECTIONS)).clamp(0.4, 1.3)
+    elevation = torch.where(is_own[:, None], own, elevation)
     out = torch.stack([azimuth.sin() * elevation.cos(), elevation.sin(), azimuth.cos() * elevation.cos()], dim=-1)
     forearms = hands.forearm_own * out.new_tensor(OWN_SIGNS)                        # (B, 2, 3)
     blocked = torch.where(hands.present[:, None], out @ forearms.transpose(-1, -2), -1.0).amax(dim=-1)

@@ -58,17 +58,41 @@ def wrist_loop(faces: np.ndarray) -> np.ndarray:
     return np.array(loop)
 
 
-def forearm_direction(rotation_own: np.ndarray, wrist_own: np.ndarray) -> np.ndarray:
-    """Unit directions (..., 3) from wrist to elbow: towards a resting elbow as far as the wrist bends.
+def sample_elbow(rotation_own: np.ndarray, palm_own: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Elbows (..., 3) of hands (..., 3, 3) with palms (..., 3): between where they like to be and a straight wrist.
 
-    rotation_own: (..., 3, 3).  wrist_own: (..., 3).
+    People move the elbow rather than bend the wrist to its limit.
     """
-    wanted = np.einsum("...ji,...j->...i", rotation_own, _ELBOW_OWN - wrist_own)     # in the hand's rest frame
-    along, back, thumb = np.moveaxis(wanted, -1, 0)
-    flexion = np.clip(np.arctan2(back, along), -_FLEXION_LIMIT, _FLEXION_LIMIT)
-    deviation = np.clip(np.arctan2(thumb, np.hypot(along, back)), -_DEVIATION_LIMIT, _DEVIATION_LIMIT)
+    liked = _ELBOW_OWN + rng.normal(0, 0.07, palm_own.shape) - palm_own
+    straight = rng.uniform(0.3, 0.95, palm_own[..., :1].shape)
+    return palm_own + 0.3 * _unit(straight * rotation_own[..., 0] + (1 - straight) * _unit(liked))
+
+
+def forearm_direction(rotation_own: np.ndarray, wrist_own: np.ndarray, elbow_own: np.ndarray) -> np.ndarray:
+    """Unit directions (..., 3) from wrist to elbow: towards the elbow as far as the wrist bends.
+
+    rotation_own: (..., 3, 3).  wrist_own, elbow_own: (..., 3).
+    """
+    flexion, deviation = wrist_angles(rotation_own, elbow_own - wrist_own)
+    flexion = np.clip(flexion, -_FLEXION_LIMIT, _FLEXION_LIMIT)
+    deviation = np.clip(deviation, -_DEVIATION_LIMIT, _DEVIATION_LIMIT)
     bent = np.stack([np.cos(deviation) * np.cos(flexion), np.cos(deviation) * np.sin(flexion), np.sin(deviation)], -1)
     return np.einsum("...ij,...j->...i", rotation_own, bent)
+
+
+def wrist_angles(rotation_own: np.ndarray, forearm_own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Extension (towards the back of the hand) and deviation (towards the thumb) of the wrist, radians, (...).
+
+    forearm_own: (..., 3) from the wrist to the elbow, of any length.
+    """
+    along, back, thumb = np.moveaxis(np.einsum("...ji,...j->...i", rotation_own, forearm_own), -1, 0)
+    return np.arctan2(back, along), np.arctan2(thumb, np.hypot(along, back))
+
+
+def wrist_strain(rotation_own: np.ndarray, palm_own: np.ndarray) -> np.ndarray:
+    """How far the wrist would have to bend if the elbow were where it likes to be, 1 at the limit, (...)."""
+    flexion, deviation = wrist_angles(rotation_own, _ELBOW_OWN - palm_own)
+    return np.hypot(flexion / _FLEXION_LIMIT, deviation / _DEVIATION_LIMIT)
 
 
 @cache
@@ -90,3 +114,7 @@ def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     for corner in range(3):
         total.index_add_(0, torch.from_numpy(np.ascontiguousarray(faces[:, corner])), face_normals)
     return torch.nn.functional.normalize(total, dim=-1, eps=1e-20).numpy()
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)

@@ -1,10 +1,14 @@
 """Cameras round the hands: those of InterHand2.6M's studio, and of people who take photographs."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 
 PORTRAIT, LANDSCAPE = (334, 512), (512, 334)    # width, height
+STUDIO_SHARE = 0.5                              # of captures
+MAX_AZIMUTH = math.radians(125)                 # of cameras, from the direction in which the person looks
+SINES = (-0.75, 0.98)                           # of their lowest and highest elevation
 _STUDIO_DISTANCE = (1.0, 1.2)                   # metres to the hands
 _FOCAL = (300.0, 1300.0)                        # pixels, of photographs: from a phone's wide lens to the studio's
 _CLOSENESS = (0.8, 1.45)                        # metres at which hands fill the picture of a 1000 px lens
@@ -47,14 +51,15 @@ class Camera(NamedTuple):
 
 
 def sample_cameras(count: int, is_studio: bool, rng: np.random.Generator) -> list[Camera]:
-    """Cameras in the person frame, spread over the sides from which the hands can be seen."""
-    turn = (np.arange(count) + rng.uniform(0, 1)) / count
-    azimuths = rng.permutation((2 * turn % 2 - 1) * np.radians(115))
-    return [_one(k, azimuth, is_studio, rng) for k, azimuth in enumerate(azimuths)]
+    """Cameras in the person frame, spread evenly over the directions from which the body does not hide the hands."""
+    turn, height = ((np.arange(count) + rng.uniform(0, 1)) / count for _ in range(2))
+    azimuths = rng.permutation((2 * turn % 2 - 1) * MAX_AZIMUTH)
+    # Equal steps of the sine are equal areas of the sphere.
+    elevations = np.arcsin(rng.permutation(SINES[0] + (height % 1) * (SINES[1] - SINES[0])))
+    return [_one(k, *angles, is_studio, rng) for k, angles in enumerate(zip(azimuths, elevations, strict=True))]
 
 
-def _one(number: int, azimuth: float, is_studio: bool, rng: np.random.Generator) -> Camera:
-    elevation = np.radians(np.clip(rng.normal(18, 24), -35, 75))
+def _one(number: int, azimuth: float, elevation: float, is_studio: bool, rng: np.random.Generator) -> Camera:
     is_own = not is_studio and rng.random() < _OWN_SHARE
     if is_own:
         azimuth, elevation = np.pi + rng.normal(0, 0.3), np.radians(np.clip(rng.normal(48, 10), 25, 75))

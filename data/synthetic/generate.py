@@ -37,14 +37,12 @@ from data.synthetic.annotations import (
     write_atomically,
     write_json,
 )
-from data.synthetic.camera import Camera, sample_cameras
-from data.synthetic.contact import Proxies, build_proxies
+from data.synthetic.camera import STUDIO_SHARE, Camera, sample_cameras
 from data.synthetic.dice import Dice
-from data.synthetic.families import FAMILY_SHARES
 from data.synthetic.figure import Hands
 from data.synthetic.look import Keys
 from data.synthetic.plan import CAMERAS_PER_CAPTURE, SPLITS, Purpose, Sequence, Settings, plan_sequences, stream
-from data.synthetic.posing import HandSet, Step, build_hand_set, pose_pairs, pose_single
+from data.synthetic.posing import HandSet, Step, build_hand_set, pose_steps
 from data.synthetic.render import Assets, load_assets, render, solid_figure, stack_views, unhidden_share
 
 VERSION = 2                             # raise it when the same settings give other pictures
@@ -53,14 +51,12 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS
 _UNHIDDEN = 0.7                         # share of the hands that arms should not cover
 _WELL_SEEN = 0.85                       # share of joints inside the picture that a camera should have
 _AT_ONCE = 4                            # pictures rendered together: more do not fit into the processor's caches
-_STUDIO_SHARE = 0.5                     # of captures
 
 
 class Capture(NamedTuple):
     """Who is recorded where, by which cameras. Looks are drawn from `picture_keys`."""
 
     shape: np.ndarray                   # (10,) of the person's hands
-    proxies: Proxies
     is_studio: bool
     cameras: list[Camera]               # in the person frame
     rotation: np.ndarray                # (3, 3)    world = rotation·person + translation
@@ -216,11 +212,14 @@ def stack_hands(steps: list[Step]) -> Hands:
 
 
 def pose_sequence(settings: Settings, sequence: Sequence, capture: Capture, hands: HandSet) -> list[Step]:
-    rngs = [stream(settings, sequence.split, sequence.capture, Purpose.POSE, frame) for frame in sequence.frames]
-    if sequence.kind in FAMILY_SHARES:
-        return pose_pairs(sequence.kind, hands, capture.proxies, capture.shape, rngs)
-    hand = Hand[sequence.kind.upper()]
-    return [pose_single(hand, hands, capture.shape, rng) for rng in rngs]
+    rngs = pose_streams(settings, sequence)
+    return pose_steps([sequence.kind] * len(rngs), np.tile(capture.shape, (len(rngs), 1)), rngs, hands.solver)
+
+
+def pose_streams(settings: Settings, sequence: Sequence) -> list[np.random.Generator]:
+    """What the pose of each frame is drawn from."""
+    return [stream(settings, sequence.split, sequence.capture, Purpose.POSE, frame) for frame in sequence.frames]
+
 
 
 def choose_cameras(settings: Settings, sequence: Sequence, capture: Capture, frame: int, step: Step,
@@ -250,8 +249,9 @@ def _add_step(part: dict[str, Any], sequence: Sequence, frame: int, step: Step, 
     joints_world = hands.joints(step.vertices) @ capture.rotation.T + capture.translation
     part["joints"][str(frame)] = joint_entry(joints_world, step)
     part["mano"][str(frame)] = mano_entry(step, hands, capture.shape, capture.rotation, capture.translation)
-    if step.interaction is not None:
-        part["interactions"][str(frame)] = {"family": sequence.kind, **step.interaction._asdict()}
+    interaction = step.interaction(hands.model)
+    if interaction is not None:
+        part["interactions"][str(frame)] = {"family": sequence.kind, **interaction._asdict()}
 
 
 def _write_jpeg(path: Path, picture: np.ndarray, quality: int) -> None:
@@ -270,14 +270,13 @@ def hand_set() -> tuple[HandSet, Assets]:
 @lru_cache(maxsize=2)
 def capture_of(settings: Settings, split: str, number: int) -> Capture:
     """A capture of a set, the same whoever asks."""
-    hands, _ = hand_set()
     rng = stream(settings, split, number, Purpose.CAPTURE)
     shape = np.clip(rng.normal(0, 0.9, 10), -2.2, 2.2)
-    is_studio = bool(rng.random() < _STUDIO_SHARE)
+    is_studio = bool(rng.random() < STUDIO_SHARE)
     cameras = sample_cameras(CAMERAS_PER_CAPTURE, is_studio, rng)
     rotation = Rotation.random(rng=rng).as_matrix()
     translation = rng.normal(0, 0.3, 3)
-    return Capture(shape, build_proxies(hands.model, hands.rig, shape), is_studio, cameras, rotation, translation)
+    return Capture(shape, is_studio, cameras, rotation, translation)
 
 
 # ---------------------------------------------------------------- joining
