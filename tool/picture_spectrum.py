@@ -90,6 +90,8 @@ def _crops(folder: Path, limit: int):
     files = {path.name: path for path in sorted(folder.rglob("*.jpg"))}
     by_tail = {path.relative_to(folder).as_posix(): path for path in files.values()}
     for annotations in sorted(folder.rglob("*_data.json")):
+        if annotations.parent.name == "index":          # what the reader makes of the annotations beside it
+            continue
         content = json.loads(annotations.read_text())
         images = {image["id"]: image["file_name"] for image in content["images"]}
         for annotation in content["annotations"][:limit]:
