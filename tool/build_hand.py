@@ -48,7 +48,7 @@ def build() -> dict[str, np.ndarray]:
     vertices, faces = build_mesh(flesh)
     weights = skinning_weights(flesh, vertices, faces)
     shapes, joint_shifts = displacements(joints, vertices, weights)
-    posedirs = pose_correctives(flesh, joints, vertices, faces, weights)
+    posedirs = pose_correctives(flesh, joints, vertices, weights)
 
     coo, fine_faces = subdivide(faces, len(vertices), ROUNDS)
     fine = sparse.csr_matrix((coo.values, (coo.rows, coo.cols)), shape=coo.shape) @ vertices

@@ -7,6 +7,7 @@ Legend: B hands · 15 articulated joints in MODEL16 order without the wrist · 3
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -24,19 +25,39 @@ _PRESETS = {
     "flat": ((4, 4, 4, 4), (5, 5, 5, 5), (1, 0, 0, -1), (4, 2, 0, 4, 4)),
     "relaxed": ((16, 21, 24, 26), (24, 29, 32, 32), (2, 0, -2, -4), (8, -4, 4, 8, 12)),
     "fan": ((-2, -2, -2, -2), (6, 5, 6, 8), (12, 2, -9, -17), (-6, 18, 0, 2, 2)),
+    "lid": ((9, 10, 11, 12), (13, 14, 15, 16), (3, 0, -2, -6), (-10, 18, 0, 4, 8)),
+    "bent_back": ((-14, -15, -14, -13), (4, 3, 3, 4), (4, 0, -2, -6), (-8, 10, 0, -4, -8)),
     "cup": ((32, 34, 36, 38), (30, 32, 34, 34), (2, 0, -2, -5), (18, 8, 14, 10, 14)),
+    "roof": ((58, 60, 60, 58), (6, 6, 6, 8), (1, 0, 0, -2), (14, 4, 10, 8, 8)),
     "grip": ((52, 56, 58, 60), (56, 60, 62, 60), (0, 0, 0, -2), (22, 6, 20, 18, 26)),
     "fist": ((76, 80, 82, 82), (92, 96, 96, 94), (0, 0, 0, 0), (28, -4, 24, 36, 44)),
     "hook": ((0, 2, 4, 6), (62, 66, 68, 66), (1, 0, 0, -2), (8, 4, 6, 12, 16)),
+    "claw": ((-8, -6, -4, -4), (52, 54, 56, 56), (12, 2, -8, -15), (-4, 16, 4, 16, 30)),
     "point": ((2, 62, 70, 72), (6, 82, 90, 88), (0, 0, 0, 0), (26, 0, 20, 30, 34)),
     "victory": ((0, 2, 72, 74), (6, 6, 90, 88), (10, -9, 0, 0), (28, -6, 24, 34, 40)),
+    "three": ((0, 0, 4, 66), (6, 6, 10, 80), (8, 0, -8, 0), (30, -8, 28, 38, 44)),
+    "four": ((-2, 0, 0, 0), (5, 5, 6, 8), (10, 2, -7, -15), (32, -16, 30, 40, 46)),
+    "thumb_and_index": ((0, 66, 74, 76), (8, 84, 92, 90), (4, 0, 0, 0), (-10, 22, -4, -4, -6)),
+    "thumb_to_middle": ((0, 2, 70, 74), (8, 8, 88, 88), (8, -6, 0, 0), (-8, 20, -4, -2, -4)),
     "thumb_up": ((70, 74, 76, 76), (88, 92, 94, 92), (0, 0, 0, 0), (-14, 12, -6, -8, -10)),
-    "pinch": ((44, 26, 22, 20), (42, 30, 26, 24), (0, 0, -2, -6), (24, 12, 22, 14, 22)),
+    "pinky_up": ((68, 70, 62, 4), (86, 90, 80, 10), (0, 0, 0, -6), (28, -4, 22, 34, 40)),
     "horns": ((2, 76, 78, 6), (6, 92, 92, 10), (8, 0, 0, -10), (26, 0, 22, 32, 36)),
-    "count": ((0, 0, 4, 66), (6, 6, 10, 80), (8, 0, -8, 0), (30, -8, 28, 38, 44)),
+    "call": ((66, 72, 70, 6), (84, 92, 88, 10), (0, 0, 0, -14), (-14, 20, -6, -6, -10)),
+    "pinch": ((44, 26, 22, 20), (42, 30, 26, 24), (0, 0, -2, -6), (24, 12, 22, 14, 22)),
+    "pinch_middle": ((18, 50, 28, 22), (22, 46, 32, 26), (6, 0, -4, -10), (28, 8, 28, 16, 24)),
+    "pinch_ring": ((10, 18, 60, 40), (14, 24, 52, 40), (8, 3, -2, -8), (34, 2, 33, 20, 28)),
+    "pinch_pinky": ((6, 12, 44, 62), (10, 16, 40, 48), (8, 2, -4, -6), (38, -2, 34, 26, 34)),
+    "laced": ((10, 10, 10, 10), (8, 8, 8, 8), (20, 7, -8, -20), (-6, 10, 0, 6, 6)),
+    "half_folded": ((28, 28, 28, 28), (30, 30, 30, 30), (19, 6, -7, -19), (6, 10, 4, 8, 10)),
+    "folded": ((46, 46, 46, 46), (50, 50, 50, 48), (18, 6, -7, -18), (14, 8, 10, 14, 18)),
+    "palm_thumb": ((2, 2, 2, 4), (6, 5, 6, 8), (2, 0, -1, -4), (38, -18, 32, 34, 36)),
 }
 PRESETS = tuple(_PRESETS)
 _DISTAL_SHARE = 2 / 3       # the last finger joint cannot be held back: it follows the second
+# How far each finger, index to pinky, takes the others along: the middle and ring fingers are the least independent.
+_COMPANY = np.array([[1.0, 0.25, 0.08, 0.03], [0.25, 1.0, 0.40, 0.12], [0.08, 0.40, 1.0, 0.45],
+                     [0.03, 0.12, 0.45, 1.0]])
+_BENT_SPREAD = 0.3          # of a straight finger's spread is left to one bent at a right angle
 
 
 @dataclass(frozen=True)
@@ -45,11 +66,17 @@ class Rig:
 
     axes: Tensor            # (15, 3, 3)    unit rows in the rest frame
     limits: Tensor          # (15, 3, 2)    lowest and highest angle, radians
+    is_knuckle: Tensor      # (15,) bool    first joints of index to pinky
+
+    def to(self, device: torch.device) -> "Rig":
+        return Rig(self.axes.to(device), self.limits.to(device), self.is_knuckle.to(device))
 
 
+@cache
 def load_rig() -> Rig:
     with np.load(BUILTIN_HAND, allow_pickle=False) as file:
-        return Rig(torch.from_numpy(file["joint_axes"]).float(), torch.from_numpy(file["joint_limits"]).float())
+        axes, limits = (torch.from_numpy(file[key]).float() for key in ("joint_axes", "joint_limits"))
+    return Rig(axes, limits, torch.tensor([name[-1] == "1" and name != "thumb1" for name in MODEL16.names[1:]]))
 
 
 def sample_angles(rig: Rig, preset: str, looseness: float, rng: np.random.Generator) -> np.ndarray:
@@ -58,46 +85,60 @@ def sample_angles(rig: Rig, preset: str, looseness: float, rng: np.random.Genera
     looseness: 0 gives the preset itself, 1 a wide spread of natural variations.
     """
     first, second, spread, thumb = (np.radians(np.array(row, dtype=float)) for row in _PRESETS[preset])
-    together, gradient = rng.normal(0, 1, 2) * looseness * np.radians([13, 6])
     ramp = np.linspace(-1, 1, 4)
-    alone = rng.normal(0, 1, (2, 4)) * looseness * np.radians([[7], [9]])
+    together, gradient = rng.normal(0, 1, 2) * looseness * np.radians([11, 6])
+    alone = rng.normal(0, 1, (2, 4)) @ _COMPANY * looseness * np.radians([[6], [8]])
     first = first + 0.7 * together + gradient * ramp + alone[0]
-    second = second + 1.0 * together + gradient * ramp + alone[1]
-    # Fingers fan out together, and a bent finger cannot be spread.
+    # The second joint mostly bends along with the first.
+    second = second + 1.0 * together + gradient * ramp + 0.5 * alone[0] + alone[1]
     fan = rng.normal(0, 1) * looseness * np.radians(5)
-    spread = spread - fan * ramp + rng.normal(0, 1, 4) * looseness * np.radians(2.5)
-    spread = spread * np.cos(np.clip(first, 0, np.pi / 2))
+    spread = spread - fan * ramp + rng.normal(0, 1, 4) * looseness * np.radians(2)
 
     angles = np.zeros((15, 3))
     for k, finger in enumerate(FINGERS[1:]):
         base = MODEL16.index(f"{finger}1") - 1
         angles[base] = first[k], spread[k], rng.normal(0, 1) * looseness * np.radians(2)
         angles[base + 1, FLEXION] = second[k]
-        angles[base + 2, FLEXION] = _DISTAL_SHARE * second[k] + rng.normal(0, 1) * looseness * np.radians(4)
+        angles[base + 2, FLEXION] = _DISTAL_SHARE * max(second[k], 0) + rng.normal(0, 1) * looseness * np.radians(4)
     base = MODEL16.index("thumb1") - 1
-    thumb = thumb + rng.normal(0, 1, 5) * looseness * np.radians([9, 9, 7, 10, 13])
+    # Opposition is one movement: flexion, less spread and twist go together.
+    opposed = rng.normal(0, 1) * looseness
+    thumb = thumb + opposed * np.radians([7, -4, 6, 5, 6])
+    thumb = thumb + rng.normal(0, 1, 5) * looseness * np.radians([5, 7, 3, 7, 9])
     angles[base], angles[base + 1, FLEXION], angles[base + 2, FLEXION] = thumb[:3], thumb[3], thumb[4]
     return clamp_angles(rig, torch.from_numpy(angles).float()).double().numpy()
 
 
+def blend_angles(rig: Rig, one: np.ndarray, other: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Angles (15, 3) between two poses, each finger at its own place, neighbours at nearby ones."""
+    place = rng.uniform(-0.3, 1.3) + np.cumsum(rng.normal(0, 0.25, 5))              # thumb to pinky
+    share = {finger: float(np.clip(part, 0, 1)) for finger, part in zip(FINGERS, place, strict=True)}
+    rows = np.array([share[name[:-1]] for name in MODEL16.names[1:]])[:, None]
+    return clamp_angles(rig, torch.from_numpy((1 - rows) * one + rows * other).float()).double().numpy()
+
+
 def clamp_angles(rig: Rig, angles: Tensor) -> Tensor:
-    """The nearest angles (..., 15, 3) inside the limits."""
-    return torch.minimum(torch.maximum(angles, rig.limits[..., 0]), rig.limits[..., 1])
+    """The nearest angles (..., 15, 3) inside the limits; a bent finger can hardly be spread."""
+    angles = torch.minimum(torch.maximum(angles, rig.limits[..., 0]), rig.limits[..., 1])
+    room = _BENT_SPREAD + (1 - _BENT_SPREAD) * angles[..., FLEXION].clamp(min=0).cos()
+    room = torch.where(rig.is_knuckle, room, 1.0)
+    spread = torch.minimum(torch.maximum(angles[..., SPREAD], rig.limits[:, SPREAD, 0] * room),
+                           rig.limits[:, SPREAD, 1] * room)
+    return torch.stack([angles[..., FLEXION], spread, angles[..., TWIST]], dim=-1)
 
 
 def finger_rotations(rig: Rig, angles: Tensor) -> Tensor:
     """Local rotations (..., 15, 3, 3) of a right hand: twist first, then spread, then flexion."""
-    flexion, spread, twist = (_turn(rig.axes[:, k], angles[..., k]) for k in range(3))
-    return flexion @ spread @ twist
+    return rig.axes.mT @ euler_matrices(angles) @ rig.axes
 
 
-def _turn(axis: Tensor, angle: Tensor) -> Tensor:
-    """Rotations (..., 15, 3, 3) about unit axes (15, 3) by Rodrigues' formula."""
-    x, y, z = axis.unbind(-1)
-    zero = torch.zeros_like(x)
-    cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))
-    sine, cosine = angle.sin()[..., None, None], angle.cos()[..., None, None]
-    return torch.eye(3, dtype=axis.dtype) + sine * cross + (1 - cosine) * (cross @ cross)
+def euler_matrices(angles: Tensor) -> Tensor:
+    """Rotations (..., 3, 3) by angles (..., 3) about x, then y, then z of the turned frame."""
+    (cf, cs, ct), (sf, ss, st) = angles.cos().unbind(-1), angles.sin().unbind(-1)
+    rows = [cs * ct, -cs * st, ss,
+            cf * st + sf * ss * ct, cf * ct - sf * ss * st, -sf * cs,
+            sf * st - cf * ss * ct, sf * ct + cf * ss * st, cf * cs]
+    return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
 
 
 def rest_joints(model: HandModel, shape: np.ndarray) -> Tensor:

@@ -1,12 +1,19 @@
-"""Cameras round the hands, like those of InterHand2.6M's studio."""
+"""Cameras round the hands: those of InterHand2.6M's studio, and of people who take photographs."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 
 PORTRAIT, LANDSCAPE = (334, 512), (512, 334)    # width, height
-_DISTANCE = (1.0, 1.2)                          # metres to the hands
-_GREY_SHARE = 0.15
+STUDIO_SHARE = 0.5                              # of captures
+MAX_AZIMUTH = math.radians(125)                 # of cameras, from the direction in which the person looks
+SINES = (-0.75, 0.98)                           # of their lowest and highest elevation
+_STUDIO_DISTANCE = (1.0, 1.2)                   # metres to the hands
+_FOCAL = (300.0, 1300.0)                        # pixels, of photographs: from a phone's wide lens to the studio's
+_CLOSENESS = (0.8, 1.45)                        # metres at which hands fill the picture of a 1000 px lens
+_OWN_SHARE = 0.15                               # of photographs: taken by the person whose hands they show
+_GREY_SHARE = {True: 0.15, False: 0.06}         # of cameras in the studio and elsewhere
 
 
 class Camera(NamedTuple):
@@ -23,6 +30,11 @@ class Camera(NamedTuple):
     def is_grey(self) -> bool:
         return self.name.startswith("41")
 
+    @property
+    def intrinsics(self) -> np.ndarray:
+        """(3, 3): camera frame to pixels."""
+        return np.array([[self.focal[0], 0, self.center[0]], [0, self.focal[1], self.center[1]], [0, 0, 1]])
+
     def to_cam(self, points: np.ndarray) -> np.ndarray:
         """Points (..., 3) in the camera frame."""
         return (points - self.position) @ self.rotation.T
@@ -38,28 +50,35 @@ class Camera(NamedTuple):
         return self._replace(rotation=self.rotation @ rotation.T, position=rotation @ self.position + translation)
 
 
-def sample_cameras(count: int, rng: np.random.Generator) -> list[Camera]:
-    """Cameras in the person frame, spread over the sides from which the hands can be seen."""
-    turn = (np.arange(count) + rng.uniform(0, 1)) / count
-    azimuths = rng.permutation((2 * turn % 2 - 1) * np.radians(115))
-    return [_one(k, azimuth, rng) for k, azimuth in enumerate(azimuths)]
+def sample_cameras(count: int, is_studio: bool, rng: np.random.Generator) -> list[Camera]:
+    """Cameras in the person frame, spread evenly over the directions from which the body does not hide the hands."""
+    turn, height = ((np.arange(count) + rng.uniform(0, 1)) / count for _ in range(2))
+    azimuths = rng.permutation((2 * turn % 2 - 1) * MAX_AZIMUTH)
+    # Equal steps of the sine are equal areas of the sphere.
+    elevations = np.arcsin(rng.permutation(SINES[0] + (height % 1) * (SINES[1] - SINES[0])))
+    return [_one(k, *angles, is_studio, rng) for k, angles in enumerate(zip(azimuths, elevations, strict=True))]
 
 
-def _one(number: int, azimuth: float, rng: np.random.Generator) -> Camera:
-    elevation = np.radians(np.clip(rng.normal(18, 24), -35, 75))
+def _one(number: int, azimuth: float, elevation: float, is_studio: bool, rng: np.random.Generator) -> Camera:
+    is_own = not is_studio and rng.random() < _OWN_SHARE
+    if is_own:
+        azimuth, elevation = np.pi + rng.normal(0, 0.3), np.radians(np.clip(rng.normal(48, 10), 25, 75))
     out = np.array([np.sin(azimuth) * np.cos(elevation), np.sin(elevation), np.cos(azimuth) * np.cos(elevation)])
     aim = rng.normal(0, 0.012, 3)
-    position = aim + out * rng.uniform(*_DISTANCE)
+    focal, distance = np.clip(rng.normal(1268, 6), 1250, 1286), rng.uniform(*_STUDIO_DISTANCE)
+    if not is_studio:
+        focal = np.exp(rng.uniform(*np.log((_FOCAL[0], 600.0) if is_own else _FOCAL)))
+        distance = max(0.3, rng.uniform(*_CLOSENESS) * focal / 1000)
+    position = aim + out * distance
     roll = np.radians(np.clip(rng.normal(0, 6), -18, 18))
     size = PORTRAIT if rng.random() < 0.6 else LANDSCAPE
-    focal = np.clip(rng.normal(1268, 6), 1250, 1286)
     center = np.array(size) / 2 + np.clip(rng.normal(0, 12, 2), -30, 30)
-    prefix = "41" if rng.random() < _GREY_SHARE else "40"
+    prefix = "41" if rng.random() < _GREY_SHARE[is_studio] else "40"
     name = f"{prefix}{2 + 3 * number + rng.integers(0, 3):04d}"
-    return Camera(name, size, _looking(-out, roll), position, np.array([focal, focal + rng.normal(0, 0.2)]), center)
+    return Camera(name, size, looking(-out, roll), position, np.array([focal, focal + rng.normal(0, 0.2)]), center)
 
 
-def _looking(forward: np.ndarray, roll: float) -> np.ndarray:
+def looking(forward: np.ndarray, roll: float) -> np.ndarray:
     """World-to-camera rotation of a camera that looks along `forward` with the y axis up in its picture."""
     right = np.cross(forward, [0.0, 1.0, 0.0])
     right = right / np.linalg.norm(right)

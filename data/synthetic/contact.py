@@ -1,261 +1,497 @@
-"""Bringing two hands together without passing through each other.
+"""Bringing hands together without passing through each other or themselves, many pairs at once.
 
-Hands are filled with spheres that move with the bones. Joint angles, placement and orientation of both hands then
-descend on a sum of squares: spheres of different parts must not overlap, points that should touch attract each other,
-everything else stays near where it started. The true meshes are measured afterwards and moved apart or together.
+Joint angles, place and orientation of both hands descend on a sum of squares. First the hands are spheres that move
+with the bones: spheres of different parts must not overlap, points that should touch attract each other, fingers
+that should close round the other hand are drawn to it, and everything else stays near where it started. Then the
+meshes themselves are looked at: vertices below the other hand's surface are pushed out of it. Between two looks the
+points that were found move with their bones.
 
-Legend: B pairs · 2 the hand axis · S spheres of a hand · A anchors · K attractions · 15, 16 joints. Metres; the sums
-of squares are in millimetres.
+Every pair is settled on its own: what comes out does not depend on the other pairs of the batch.
+
+Legend: B pairs · 2 the hand axis · S spheres of a hand · A anchors · K attractions · L links · V = 778 vertices ·
+Q coordinates of a hand's joints. Person frame unless a name says `_own`; metres.
 """
 
+from copy import deepcopy
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.spatial import cKDTree
 from torch import Tensor
 
-from common.hands import MODEL16, TIP_VERTICES, Hand, mirror_vectors
-from common.mano import HandModel
-from data.synthetic.articulation import FINGERS, Rig, clamp_angles, finger_rotations, rest_joints, shaped_template
-from data.synthetic.families import PairStart
+from common.hands import MODEL16, NUM_VERTICES, Hand, mirror_rotations
+from common.mano import HandModel, ManoLayer
+from common.types import ManoParams
+from data.synthetic.articulation import FINGERS, FLEXION, SPREAD, TWIST, Rig, clamp_angles, finger_rotations
+from data.synthetic.kinematics import (
+    ARE_APART,
+    FRAMES_OF_A_HAND,
+    BoneFrames,
+    HandPoses,
+    bone_frames,
+    offsets,
+    posed_points,
+    to_person,
+    wrench,
+)
+from data.synthetic.proxies import Proxies, ShapedProxies, build_proxies, shaped
 
-_STEPS = 50
+_SPHERE_STEPS = 36
+_LOOKS, _STEPS_PER_LOOK = 3, 8
 _RATES = (0.03, 0.015, 0.0025)                                  # of bending, turning (radians) and shifting (metres)
-_FOREARM = torch.tensor([0.03, 0.055, 0.08, 0.11, 0.14])        # forearm spheres: metres from the wrist
+_LAST_RATES = (0.008, 0.003, 0.0006)                            # on the meshes
+_STIFFNESS = (8e-4, 7e-3)                                       # of joints and orientation, against the start
+_CLEARANCE = 0.0002                                             # between spheres
+_CLOSING = 1.5                                                  # strength with which fingers close
+_SLACK = 0.001                                                  # a gap that a closing finger may leave
+_FAR_PULL = 0.010                                               # farther targets pull no harder: nothing is torn
+_FOREARM = (0.03, 0.06, 0.10, 0.14)                             # forearm spheres: metres from the wrist
 _FOREARM_RADIUS = 0.026
-_WRAPPING = ("index2", "index3", "middle2", "middle3", "ring2", "ring3", "pinky2", "pinky3", "thumb3")
+_REACH = 0.03                                                   # no vertex of a hand lies deeper in another
+_OWN_REACH = 0.011                                              # the same of a finger
+_STEEP = 0.008                                                  # deeper, the nearest surface must face the vertex
+_CLOSED = 0.02                                                  # a gap that is closed by moving the hands as a whole
+_PRESSED = 0.0006                                               # overlap that soft flesh explains
+_LINKS, _OWN_LINKS = 48, 32                                     # vertices of a hand pushed out of the other, and itself
+_FAR_KEY = 0x7F000000                                           # the bits of a very large float
+_BLOCK = {"cpu": 2, "cuda": 64}                                 # pairs whose vertices are compared at a time
 
 
-class Proxies(NamedTuple):
-    """A hand of one shape, as spheres and named surface points fixed to its bones. Rest frame of a right hand."""
+class Task(NamedTuple):
+    """Pairs of hands as they start, and what they reach for."""
 
-    joints: Tensor              # (16, 3)
-    bone: Tensor                # (S,)          the joint each sphere moves with
-    center: Tensor              # (S, 3)
-    radius: Tensor              # (S,)
-    own_reach: Tensor           # (S, S)        distance at which two spheres of one hand meet; −inf for neighbours
-    wraps: Tensor               # (S,) bool     spheres that close round the other hand
-    anchors: dict[str, int]     # name: row of the next two
-    anchor_bone: Tensor         # (A,)
-    anchor_point: Tensor        # (A, 3)
-
-
-class Pairs(NamedTuple):
-    """Settled pairs of hands."""
-
-    angles: Tensor              # (B, 2, 15, 3)
-    rotation_own: Tensor        # (B, 2, 3, 3)
-    wrist_own: Tensor           # (B, 2, 3)
+    poses: HandPoses
+    shape: Tensor               # (B, 10)
+    forearm_own: Tensor         # (B, 2, 3)     directions from the wrist to the elbow
+    is_pair: Tensor             # (B,) bool     otherwise the hands do not notice each other
+    touches: Tensor             # (B,) bool     the hands are brought together until they touch
+    wraps: Tensor               # (B, 2)        how much each hand's fingers close round the other hand
+    anchors: Tensor             # (B, K, 2)     rows of attracting anchors, those of the left hand A later
+    gap: Tensor                 # (B, K)        at which an attraction is content
+    pull: Tensor                # (B, K)        its strength
 
 
-def build_proxies(model: HandModel, rig: Rig, shape: np.ndarray) -> Proxies:
-    """Spheres as large as fit under the skin, along the bones of a hand of `shape` (10,)."""
-    joints, vertices = rest_joints(model, shape), shaped_template(model, shape)
-    tips = vertices[list(TIP_VERTICES)]
-    bone, center = _sphere_seeds(joints, tips)
-    center, radius = _grow(center, vertices)
-    finger = torch.where(bone == 0, -1, (bone - 1) // 3)
-    gap = torch.cdist(center, center) - radius[:, None] - radius
-    are_neighbours = (finger[:, None] == finger) | (gap < 0.003)
-    own_reach = torch.where(are_neighbours, -torch.inf, radius[:, None] + radius)
-    wraps = torch.isin(bone, torch.tensor([MODEL16.index(name) for name in _WRAPPING]))
-    anchors = _anchors(rig, joints, tips, vertices)
-    joints, center, radius, own_reach = (x.float() for x in (joints, center, radius, own_reach))
-    return Proxies(
-        joints, bone, center, radius, own_reach, wraps, {name: row for row, name in enumerate(anchors)},
-        torch.tensor([anchor_bone for anchor_bone, _ in anchors.values()]),
-        torch.stack([point for _, point in anchors.values()]).float(),
+class Settled(NamedTuple):
+    """Pairs after settling."""
+
+    poses: HandPoses
+    vertices: Tensor            # (B, 2, 778, 3)
+    depth: Tensor               # (B,)          of the deepest vertex in the other hand, estimated
+
+
+class Solver(NamedTuple):
+    """The hand model with all that settling needs, on one device."""
+
+    layer: ManoLayer
+    rig: Rig
+    proxies: Proxies
+    synergies: Tensor           # (45, Q)       joint angles moved by each coordinate
+    dominant: Tensor            # (778,)        the bone that each vertex mostly follows
+    ends: Tensor                # (E,)          vertices of the fingers beyond their first joints
+    own_keys: Tensor            # (E, 778)      index of a vertex, or more than any distance where both are of one part
+    pads: Tensor                # (9,)          vertices in the middle of the pads of closing fingers
+    faces: Tensor               # (1538, 3)     of the right hand
+    faces_of: Tensor            # (778, 9)      faces round each vertex, padded with 1538
+
+    def to(self, device: torch.device) -> "Solver":
+        return Solver(deepcopy(self.layer).to(device), *(part.to(device) for part in self[1:]))
+
+
+def build_solver(model: HandModel, rig: Rig) -> Solver:
+    faces = model.faces[Hand.RIGHT]
+    proxies = build_proxies(model, rig)
+    pads = [f"{finger}_{part}" for finger in FINGERS for part in ("middle", "pad")][1:]     # not the thumb's middle
+    dominant = model.weights[Hand.RIGHT].argmax(dim=1)
+    ends = ((dominant > 0) & ((dominant - 1) % 3 > 0)).nonzero()[:, 0]
+    is_apart = torch.from_numpy(ARE_APART)[dominant[ends]][:, dominant]
+    own_keys = torch.where(is_apart, 0, _FAR_KEY) | torch.arange(NUM_VERTICES)
+    return Solver(
+        ManoLayer(model), rig, proxies, _synergies(), dominant, ends, own_keys.int(),
+        proxies.anchor_vertex[[proxies.anchors[name] for name in pads]], faces, _faces_round_vertices(faces),
     )
 
 
-def _sphere_seeds(joints: Tensor, tips: Tensor) -> tuple[Tensor, Tensor]:
-    """Points along the bones, before they are moved to the middle of the flesh."""
-    seeds = []
-    for finger, tip in zip(FINGERS, tips, strict=True):
-        rows = [MODEL16.index(f"{finger}{k}") for k in (1, 2, 3)]
-        ends = [*joints[rows[1:]], tip]
-        for row, end in zip(rows, ends, strict=True):
-            seeds += [(row, torch.lerp(joints[row], end, t)) for t in (0.08, 0.35, 0.62, 0.88)]
-        seeds += [(0, torch.lerp(joints[0], joints[rows[0]], t)) for t in (0.12, 0.4, 0.65, 0.85)]
-    thumb, index = joints[MODEL16.index("thumb1")], joints[MODEL16.index("index1")]
-    seeds += [(0, torch.lerp(thumb, index, t)) for t in (0.3, 0.6)]
-    return torch.tensor([bone for bone, _ in seeds]), torch.stack([point for _, point in seeds])
+def _synergies() -> Tensor:
+    """How joints move together: (45, Q).
+
+    The last finger joint follows the second and is moved a little by what it presses on; a finger takes its
+    neighbours along.
+    """
+    row = {name: 3 * (MODEL16.index(name) - 1) for name in MODEL16.names[1:]}
+    company = {("index", "middle"): 0.15, ("middle", "ring"): 0.3, ("ring", "pinky"): 0.35}
+    columns = []
+    for finger in FINGERS[1:]:
+        along = {finger: 1.0} | {b if a == finger else a: share for (a, b), share in company.items()
+                                 if finger in (a, b)}
+        for joints in ({1: 1.0}, {2: 1.0, 3: 2 / 3}):
+            columns.append({row[f"{name}{k}"] + FLEXION: share * part
+                            for name, share in along.items() for k, part in joints.items()})
+        columns += [{row[f"{finger}3"] + FLEXION: 0.4}, {row[f"{finger}1"] + SPREAD: 0.7}]
+    columns += [{row["thumb1"] + axis: size} for axis, size in ((FLEXION, 1.0), (SPREAD, 1.0), (TWIST, 0.6))]
+    columns += [{row["thumb2"] + FLEXION: 0.8, row["thumb3"] + FLEXION: 0.4}, {row["thumb3"] + FLEXION: 1.0}]
+    table = torch.zeros(45, len(columns))
+    for column, moved in enumerate(columns):
+        for angle, share in moved.items():
+            table[angle, column] = share
+    return table
 
 
-def _grow(center: Tensor, vertices: Tensor) -> tuple[Tensor, Tensor]:
-    """Move each centre a little to where the largest sphere fits: centres (S, 3) and radii (S,)."""
-    tree = cKDTree(vertices.numpy())
-    steps = torch.tensor([[0.0, 0.0, 0.0], *np.concatenate([np.eye(3), -np.eye(3)]).tolist()], dtype=torch.float64)
-    for length in (0.003, 0.002, 0.001, 0.0005):
-        tries = center[:, None] + length * steps                                    # (S, 7, 3)
-        room = torch.from_numpy(tree.query(tries.numpy())[0])
-        center = tries[torch.arange(len(center)), room.argmax(dim=1)]
-    # The nearest vertex is farther than the skin between vertices.
-    return center, torch.from_numpy(tree.query(center.numpy())[0]) * 0.97
-
-
-def _anchors(rig: Rig, joints: Tensor, tips: Tensor, vertices: Tensor) -> dict[str, tuple[int, Tensor]]:
-    """Named points on the skin and the bone that each moves with."""
-    back, thumb_side = torch.tensor([0.0, 1.0, 0.0]).double(), torch.tensor([0.0, 0.0, 1.0]).double()
-    place = {name: joints[MODEL16.index(name)] for name in MODEL16.names}
-    middle = torch.lerp(place["wrist"], place["middle1"], 0.6)
-    anchors = {
-        "palm": (0, _skin_point(vertices, middle, -back)),
-        "heel": (0, _skin_point(vertices, torch.lerp(place["wrist"], place["ring1"], 0.3), -back)),
-        "back": (0, _skin_point(vertices, middle, back)),
-        "wrist_back": (0, _skin_point(vertices, place["wrist"], back)),
-        "thumb_side": (0, _skin_point(vertices, place["index1"], thumb_side)),
-        "pinky_side": (0, _skin_point(vertices, torch.lerp(place["wrist"], place["pinky1"], 0.7), -thumb_side)),
-        "fingers_back": (MODEL16.index("middle1"), _skin_point(vertices, torch.lerp(
-            place["middle1"], place["middle2"], 0.5), back)),
-    }
-    for finger, tip in zip(FINGERS, tips, strict=True):
-        last = MODEL16.index(f"{finger}3")
-        nail_side = rig.axes[last - 1, 1].double()
-        inside = torch.lerp(joints[last], tip, 0.72)
-        anchors[f"{finger}_pad"] = (last, _skin_point(vertices, inside, -nail_side))
-    return anchors
-
-
-def _skin_point(vertices: Tensor, inside: Tensor, direction: Tensor) -> Tensor:
-    """The vertex that a ray from `inside` along `direction` passes closest to."""
-    offset = vertices - inside
-    along = offset @ direction
-    across = (offset - along[:, None] * direction).norm(dim=-1)
-    return vertices[torch.where(along > 0, across, torch.inf).argmin()]
+def _faces_round_vertices(faces: Tensor) -> Tensor:
+    table = torch.full((NUM_VERTICES, 9), len(faces))
+    filled = [0] * NUM_VERTICES
+    for face, corners in enumerate(faces.tolist()):
+        for vertex in corners:
+            table[vertex, filled[vertex]] = face
+            filled[vertex] += 1
+    return table
 
 
 # ---------------------------------------------------------------- settling
 
-def settle(starts: list[PairStart], proxies: Proxies, rig: Rig, forearm_own: np.ndarray, clearance: float) -> Pairs:
-    """Pairs near their starts whose spheres keep `clearance` metres from each other and whose anchors meet.
+def settle(task: Task, solver: Solver) -> Settled:
+    """Pairs near their starts that touch where they should."""
+    proxies = shaped(solver.proxies, task.shape)
+    mover = _Mover(task, solver.rig, solver.synergies)
+    spheres = _Spheres.of(task, proxies, solver.proxies)
+    for step in range(_SPHERE_STEPS):
+        frames = mover.frames(proxies.joints)
+        decay = min(1.0, 2.0 - 1.6 * step / _SPHERE_STEPS)
+        mover.follow(frames, *spheres.forces(frames), [rate * decay for rate in _RATES])
 
-    forearm_own: (B, 2, 3) directions from the wrist to the elbow.
-    """
-    start = Pairs(
-        _stacked([pair.angles for pair in starts]), _stacked([pair.rotation_own for pair in starts]),
-        torch.zeros(len(starts), 2, 3),
-    )
-    palm = _posed_points(proxies, rig, start, proxies.anchor_bone, proxies.anchor_point)[
-        :, :, proxies.anchors["palm"]]
-    start = start._replace(wrist_own=_stacked([pair.palm_own for pair in starts]) - palm)
-    forearms = torch.from_numpy(forearm_own).float()[:, :, None] * _FOREARM[:, None]        # (B, 2, 5, 3)
-    targets = _attraction_table(starts, proxies)
-    wraps = torch.tensor([pair.wraps for pair in starts])                             # (B, 2)
+    mover.forget()
+    for look in range(_LOOKS):
+        frames = mover.frames(proxies.joints)
+        vertices = posed_vertices(mover.poses(), proxies.joints, task.shape, solver)
+        normals = vertex_normals(vertices, solver)
+        links = _links(_meeting(vertices, normals, task), vertices, normals, frames, task, solver)
+        decay = 1.0 - 0.8 * look / _LOOKS
+        for _ in range(_STEPS_PER_LOOK):
+            mover.follow(frames, *links.forces(frames), [rate * decay for rate in _LAST_RATES])
+            frames = mover.frames(proxies.joints)
 
-    moves = [torch.zeros(start.angles.shape), torch.zeros(len(starts), 2, 3), torch.zeros(len(starts), 2, 3)]
-    averages = [(torch.zeros_like(move), torch.zeros_like(move)) for move in moves]
-    for step in range(_STEPS):
-        for move in moves:
-            move.requires_grad_(True)
-        pairs = _moved(start, rig, *moves)
-        loss = _misfit(pairs, proxies, rig, forearms, targets, wraps, clearance)
-        loss = loss + (20 * moves[0]).square().sum() + (60 * moves[1]).square().sum()
-        gradients = torch.autograd.grad(loss, moves)
-        decay = min(1.0, 2.0 - 1.8 * step / _STEPS)
-        moves = [_adam(move.detach(), gradient, average, rate * decay, step + 1) for move, gradient, average, rate
-                 in zip(moves, gradients, averages, _RATES, strict=True)]
-    return _moved(start, rig, *moves)
-
-
-def _adam(value: Tensor, gradient: Tensor, averages: tuple[Tensor, Tensor], rate: float, step: int) -> Tensor:
-    """One step of Adam (Kingma and Ba, 2015). Written out because importing torch.optim takes seconds."""
-    mean, square = averages
-    mean.lerp_(gradient, 1 - 0.9)
-    square.lerp_(gradient.square(), 1 - 0.99)
-    return value - rate * (mean / (1 - 0.9**step)) / ((square / (1 - 0.99**step)).sqrt() + 1e-8)
+    poses = mover.poses()
+    vertices = posed_vertices(poses, proxies.joints, task.shape, solver)
+    meeting = _meeting(vertices, vertex_normals(vertices, solver), task)
+    depth = meeting.depth.amax(dim=(1, 2))
+    shift = _closing_shift(meeting.bridge, task.touches & (depth < _PRESSED))
+    poses = poses._replace(wrist_own=poses.wrist_own + to_person(shift[:, :, None])[:, :, 0])
+    return Settled(poses, vertices + shift[:, :, None], depth)
 
 
-def _stacked(arrays: list[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(arrays)).float()
+def _closing_shift(bridge: Tensor, is_wanted: Tensor) -> Tensor:
+    """Shifts (B, 2, 3) of both hands that close a small gap.  bridge: (B, 3) from the right hand to the left."""
+    gap = bridge.square().sum(-1).clamp(min=1e-12).sqrt()
+    share = torch.where(is_wanted & (gap < _CLOSED), (1 - _CLEARANCE / gap).clamp(min=0), 0.0)
+    half = share[:, None] * bridge / 2
+    return torch.stack([half, -half], dim=1)
 
 
-def _moved(start: Pairs, rig: Rig, bend: Tensor, turn: Tensor, shift: Tensor) -> Pairs:
-    """Pairs bent, turned about the wrist and shifted, inside the joint limits."""
-    # A quaternion (1, turn/2) is a rotation by |turn| to third order, and cheap to differentiate.
+def posed_vertices(poses: HandPoses, rest_joints: Tensor, shape: Tensor, solver: Solver) -> Tensor:
+    """The meshes (B, 2, 778, 3) of hands of `shape` (B, 10)."""
+    rotations = model_rotations(poses, solver.rig)
+    wrist = poses.wrist_own - rest_joints[:, None, 0]
+    with torch.no_grad():
+        vertices = solver.layer(ManoParams(rotations, shape[:, None].expand(-1, 2, -1)))
+    return vertices + to_person(wrist[:, :, None])
+
+
+def model_rotations(poses: HandPoses, rig: Rig) -> Tensor:
+    """Local rotations (B, 2, 16, 3, 3) of the hand model's joints; the wrist's turns the hand in the person frame."""
+    local = torch.cat([poses.rotation_own[:, :, None], finger_rotations(rig, poses.angles)], dim=2)
+    return torch.stack([local[:, Hand.RIGHT], mirror_rotations(local[:, Hand.LEFT])], dim=1).contiguous()
+
+
+class _Mover:
+    """The hands on their way: moves from the start, and Adam's averages of the forces (Kingma and Ba, 2015)."""
+
+    def __init__(self, task: Task, rig: Rig, synergies: Tensor):
+        batch, start = len(task.shape), task.poses
+        self.start, self.rig, self.synergies, self.step = start, rig, synergies, 0
+        sizes = (synergies.shape[1], 3, 3)
+        self.moves = [start.wrist_own.new_zeros(batch, 2, size) for size in sizes]  # bending, turning, shifting
+        self.averages = [(torch.zeros_like(move), torch.zeros_like(move)) for move in self.moves]
+
+    def forget(self) -> None:
+        """Start the averages afresh: forces on meshes are much smaller than those on spheres."""
+        self.step = 0
+        for average in self.averages:
+            for part in average:
+                part.zero_()
+
+    def poses(self) -> HandPoses:
+        bend, turn, shift = self.moves
+        angles = self.start.angles + (bend @ self.synergies.mT).unflatten(-1, (15, 3))
+        return HandPoses(clamp_angles(self.rig, angles), _small_rotation(turn) @ self.start.rotation_own,
+                         self.start.wrist_own + shift)
+
+    def frames(self, rest_joints: Tensor) -> BoneFrames:
+        return bone_frames(self.rig, rest_joints, self.poses())
+
+    def follow(self, frames: BoneFrames, bone: Tensor, points: Tensor, forces: Tensor, rates: list[float]) -> None:
+        """One step where forces (B, M, 3) at points (B, M, 3) of bones (B, M) push."""
+        total = wrench(frames, bone, points, forces)
+        bend = total.bend.flatten(2) @ self.synergies - _STIFFNESS[0] * self.moves[0]
+        turn = total.turn - _STIFFNESS[1] * self.moves[1]
+        self.step += 1
+        for move, push, (mean, square), rate in zip(self.moves, (bend, turn, total.shift), self.averages, rates,
+                                                    strict=True):
+            mean.lerp_(push, 1 - 0.9)
+            square.lerp_(push.square(), 1 - 0.99)
+            scale = (square / (1 - 0.99**self.step)).sqrt() + 1e-9
+            move += rate * (mean / (1 - 0.9**self.step)) / scale
+
+
+def _small_rotation(turn: Tensor) -> Tensor:
+    """The rotations (..., 3, 3) of the quaternions (1, turn/2): by |turn| to third order."""
     w, (x, y, z) = torch.ones_like(turn[..., 0]), (turn / 2).unbind(-1)
     rows = torch.stack([w * w + x * x - y * y - z * z, 2 * (x * y - w * z), 2 * (x * z + w * y),
                         2 * (x * y + w * z), w * w - x * x + y * y - z * z, 2 * (y * z - w * x),
                         2 * (x * z - w * y), 2 * (y * z + w * x), w * w - x * x - y * y + z * z], dim=-1)
-    rotation = (rows / (w * w + x * x + y * y + z * z)[..., None]).unflatten(-1, (3, 3))
-    return Pairs(clamp_angles(rig, start.angles + bend), rotation @ start.rotation_own, start.wrist_own + shift)
+    return (rows / (w * w + x * x + y * y + z * z)[..., None]).unflatten(-1, (3, 3))
 
 
-def _posed_points(proxies: Proxies, rig: Rig, pairs: Pairs, bone: Tensor, points: Tensor) -> Tensor:
-    """Points (N, 3) fixed to bones (N,), posed: (B, 2, N, 3) in the own frame."""
-    rotation, origin = _bone_frames(proxies, rig, pairs)
-    offsets = points - proxies.joints[bone]
-    return (rotation[:, :, bone] * offsets[:, None]).sum(dim=-1) + origin[:, :, bone]
+# ---------------------------------------------------------------- hands as spheres
+
+class _Spheres(NamedTuple):
+    """The points that forces act on while hands are spheres: for each hand its spheres, then its anchors."""
+
+    bone: Tensor                # (2N,)         N = S + 4 + A points of a hand
+    offset: Tensor              # (B, 2N, 3)
+    radius: Tensor              # (B, S + 4)
+    reach: Tensor               # (B, S + 4, S + 4) distance at which spheres of both hands meet
+    own_reach: Tensor           # (B, S, S)     distance at which two spheres of one hand meet
+    closing: Tensor             # (C,)          spheres that close round the other hand
+    task: Task
+
+    @classmethod
+    def of(cls, task: Task, proxies: ShapedProxies, mean: Proxies) -> "_Spheres":
+        arm = task.forearm_own.new_tensor(_FOREARM)[:, None] * _to_rest(task)[:, :, None]   # (B, 2, 4, 3)
+        bones = torch.cat([mean.bone, mean.bone.new_zeros(len(_FOREARM)), mean.anchor_bone])
+        still = proxies.joints[:, bones]
+        center, anchor = (part[:, None].expand(-1, 2, -1, -1) for part in (proxies.center, proxies.anchor))
+        offset = torch.cat([center, arm + still[:, None, len(mean.bone), None], anchor], dim=2) - still[:, None]
+        # Spheres that nearly meet at rest may come no nearer, but are not pushed apart.
+        reach = torch.minimum(proxies.radius[:, :, None] + proxies.radius[:, None], 0.97 * mean.rest_gap)
+        radius = F.pad(proxies.radius, (0, len(_FOREARM)), value=_FOREARM_RADIUS)
+        return cls(torch.cat([bones, bones + FRAMES_OF_A_HAND]), offset.flatten(1, 2), radius,
+                   radius[:, :, None] + radius[:, None] + _CLEARANCE, torch.where(mean.may_meet, reach, -1.0),
+                   mean.closing, task)
+
+    def forces(self, frames: BoneFrames) -> tuple[Tensor, Tensor, Tensor]:
+        """Bones, points (B, 2N, 3), forces (B, 2N, 3)."""
+        points = posed_points(frames, self.bone, self.offset)
+        num_solids, num_spheres = self.radius.shape[1], self.own_reach.shape[1]
+        solids, anchors = points.unflatten(1, (2, -1)).split([num_solids, len(self.bone) // 2 - num_solids], dim=2)
+        right, left = solids.unbind(1)
+        nearness = _nearness(right, left, self.reach)
+        push = F.relu(nearness - 1) * self.task.is_pair[:, None, None]
+        push = 12 * torch.stack([_repelled(right, left, push), _repelled(left, right, push.mT)], dim=1)
+        push[:, :, :num_spheres] += self._own_push(solids[:, :, :num_spheres])
+        push[:, :, self.closing] += self._closing(solids, nearness)
+        pull = _attraction(anchors.flatten(1, 2), self.task)
+        return self.bone, points, torch.cat([push, pull.unflatten(1, (2, -1))], dim=2).flatten(1, 2)
+
+    def _own_push(self, spheres: Tensor) -> Tensor:
+        flat = spheres.flatten(0, 1)
+        push = F.relu(_nearness(flat, flat, self.own_reach.repeat_interleave(2, dim=0)) - 1)
+        return 12 * _repelled(flat, flat, push).unflatten(0, (-1, 2))
+
+    def _closing(self, solids: Tensor, nearness: Tensor) -> Tensor:
+        """Draws the fingers' spheres to the nearest sphere of the other hand: (B, 2, C, 3)."""
+        inner = nearness[:, : self.own_reach.shape[1], : self.own_reach.shape[1]]
+        nearest = [inner[:, self.closing].argmax(dim=2), inner[:, :, self.closing].argmax(dim=1)]   # (B, C)
+        target, room = (torch.stack([_rows(part[:, hand.other], nearest[hand]) for hand in Hand], dim=1)
+                        for part in (solids, self.radius[:, None, :, None].expand(-1, 2, -1, -1)))
+        way = target - solids[:, :, self.closing]
+        distance = way.square().sum(-1, keepdim=True).clamp(min=1e-8).sqrt()
+        gap = distance - room - self.radius[:, None, self.closing, None] - _CLEARANCE - _SLACK
+        return _CLOSING * self.task.wraps[..., None, None] * gap.clamp(0, _FAR_PULL) * way / distance
 
 
-def _bone_frames(proxies: Proxies, rig: Rig, pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """Global rotations (B, 2, 16, 3, 3) and joints (B, 2, 16, 3) in the own frame.
+def _to_rest(task: Task) -> Tensor:
+    """The forearms' directions (B, 2, 3) in the rest frame."""
+    return (task.poses.rotation_own * task.forearm_own[..., None]).sum(dim=-2)
 
-    The five fingers are chains of three joints that stand one after another in MODEL16 order.
+
+def _nearness(a: Tensor, b: Tensor, reach: Tensor) -> Tensor:
+    """`reach` (B, N, M) over the distance of points (B, N, 3) and (B, M, 3): above 1 where spheres overlap."""
+    return _squares(a, b).clamp_(min=1e-8).rsqrt_().mul_(reach)
+
+
+def _squares(a: Tensor, b: Tensor) -> Tensor:
+    """Squared distances (B, N, M) of points (B, N, 3) and (B, M, 3), in one matrix product."""
+    ones = torch.ones_like(a[..., :1]), torch.ones_like(b[..., :1])
+    left = torch.cat([a, a.square().sum(-1, keepdim=True), ones[0]], dim=-1)
+    right = torch.cat([-2 * b, ones[1], b.square().sum(-1, keepdim=True)], dim=-1)
+    return left @ right.mT
+
+
+def _repelled(a: Tensor, b: Tensor, push: Tensor) -> Tensor:
+    """Forces (B, N, 3) on points a from points b, `push` (B, N, M) for each metre between them."""
+    total = push @ torch.cat([b, torch.ones_like(b[..., :1])], dim=-1)
+    return total[..., 3:] * a - total[..., :3]
+
+
+def _attraction(anchors: Tensor, task: Task) -> Tensor:
+    """Forces (B, 2A, 3) on anchors (B, 2A, 3) that want to meet."""
+    rows = task.anchors.flatten(1)[..., None].expand(-1, -1, 3)                     # (B, 2K, 3)
+    ends = anchors.gather(1, rows).unflatten(1, (-1, 2))
+    way = ends[:, :, 1] - ends[:, :, 0]                                             # (B, K, 3)
+    distance = way.square().sum(-1, keepdim=True).clamp(min=1e-12).sqrt()
+    force = 4 * task.pull[..., None] * (distance - task.gap[..., None]).clamp(0, _FAR_PULL) * way / distance
+    return torch.zeros_like(anchors).scatter_add_(1, rows, torch.stack([force, -force], dim=2).flatten(1, 2))
+
+
+# ---------------------------------------------------------------- hands as meshes
+
+class _Links(NamedTuple):
+    """Pairs of vertices that push or pull each other; they move with the bones that they mostly follow."""
+
+    bone: Tensor                # (B, L, 2)
+    offset: Tensor              # (B, 2L, 3)
+    normal: Tensor              # (B, L, 3)     out of the surface at the second vertex
+    push: Tensor                # (B, L)        where the first vertex may not be below the surface at the second
+    pull: Tensor                # (B, L)        where they want to meet
+    gap: Tensor                 # (B, L)        at which a pull is content
+
+    def forces(self, frames: BoneFrames) -> tuple[Tensor, Tensor, Tensor]:
+        bone = self.bone.flatten(1)
+        points = posed_points(frames, bone, self.offset)
+        first, second = points.unflatten(1, (-1, 2)).unbind(2)
+        way = first - second
+        depth = F.relu(-_PRESSED / 2 - (way * self.normal).sum(-1)) * self.push
+        distance = way.square().sum(-1).clamp(min=1e-12).sqrt()
+        pull = (distance - self.gap).clamp(0, _FAR_PULL) * self.pull / distance
+        force = 12 * depth[..., None] * self.normal - 4 * pull[..., None] * way
+        return bone, points, torch.stack([force, -force], dim=2).flatten(1, 2)
+
+
+class _Meeting(NamedTuple):
+    """How the meshes of pairs meet."""
+
+    near: Tensor                # (B, 2, V)     the vertex of the other hand that is nearest to each vertex
+    normal: Tensor              # (B, 2, V, 3)  out of the other hand there
+    depth: Tensor               # (B, 2, V)     below the other hand's surface; 0 outside
+    closest: Tensor             # (B,)          the vertex outside that is nearest to the other hand; left ones V later
+    bridge: Tensor              # (B, 3)        from the right hand to the left there
+
+
+def _meeting(vertices: Tensor, normals: Tensor, task: Task) -> _Meeting:
+    """How meshes (B, 2, 778, 3) meet."""
+    near, surface = _nearest(vertices)
+    normal = torch.stack([_rows(normals[:, hand.other], near[:, hand]) for hand in Hand], dim=1)
+    way = surface - vertices
+    height, distance = -(way * normal).sum(-1), way.square().sum(-1).sqrt()
+    # Far below a tangent plane may lie the other side of the hand, or a place beside it.
+    inside = (height < 0) & (distance < _REACH) & ((distance < _STEEP) | (height < -0.7 * distance))
+    inside &= task.is_pair[:, None, None]
+    closest = torch.where(inside, torch.inf, distance).flatten(1).argmin(dim=1)
+    bridge = _rows(way.flatten(1, 2), closest[:, None])[:, 0]
+    return _Meeting(near, normal, torch.where(inside, -height, 0.0), closest,
+                    torch.where((closest < NUM_VERTICES)[:, None], bridge, -bridge))
+
+
+def _links(meeting: _Meeting, vertices: Tensor, normals: Tensor, frames: BoneFrames, task: Task,
+           solver: Solver) -> _Links:
+    """What pushes and pulls the meshes (B, 2, 778, 3)."""
+    near, normal, depth, closest, _ = meeting
+    across = near.flatten(1).gather(1, closest[:, None]) + NUM_VERTICES * (closest < NUM_VERTICES)[:, None]
+    meets = (task.touches & (depth.amax(dim=(1, 2)) < _PRESSED)).to(depth)[:, None]
+    pads = solver.pads.expand(len(vertices), -1)
+    close = 0.25 * _CLOSING * task.wraps
+    pushes = [*_pushes(depth, near, normal, other=True), *_own_pushes(vertices, normals, solver)]
+    pulls = [
+        (torch.stack([closest[:, None], across], dim=-1), meets, torch.zeros_like(meets)),
+        (_anchor_vertices(task.anchors, solver), task.pull, task.gap),
+        *((_ends(pads, near[:, hand, solver.pads], hand, hand.other), close[:, hand, None].expand(pads.shape),
+           torch.full(pads.shape, _SLACK, device=pads.device)) for hand in Hand),
+    ]
+    return _linked(pushes, pulls, vertices, frames, solver)
+
+
+def _pushes(depth: Tensor, near: Tensor, normal: Tensor, other: bool) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """For each hand the ends (B, L, 2), normals (B, L, 3) and strengths (B, L) of links at its deepest vertices.
+
+    depth, near, normal: (B, 2, V, ...).  other: `near` are vertices of the other hand, else of the same.
     """
-    local = finger_rotations(rig, pairs.angles).unflatten(2, (5, 3))                # (B, 2, 5, 3, 3, 3)
-    place = proxies.joints[1:].unflatten(0, (5, 3))                                 # (5, 3, 3)
-    bones = torch.diff(place, dim=1, prepend=proxies.joints[:1].expand(5, 1, 3))
-    rotation, joint = pairs.rotation_own[:, :, None], pairs.wrist_own[:, :, None]   # (B, 2, 1, ...)
-    rotations, joints = [], []
-    for k in range(3):
-        joint = joint + (rotation * bones[:, k, None]).sum(dim=-1)
-        rotation = rotation @ local[:, :, :, k]
-        joints.append(joint)
-        rotations.append(rotation)
-    return (torch.cat([pairs.rotation_own[:, :, None], torch.stack(rotations, dim=3).flatten(2, 3)], dim=2),
-            torch.cat([pairs.wrist_own[:, :, None], torch.stack(joints, dim=3).flatten(2, 3)], dim=2))
+    found = []
+    for hand in Hand:
+        deepest, vertex = depth[:, hand].topk(_LINKS if other else _OWN_LINKS, dim=1)
+        beside = near[:, hand].gather(1, vertex)
+        found.append((_ends(vertex, beside, hand, hand.other if other else hand), _rows(normal[:, hand], vertex),
+                      (deepest > 0).to(depth)))
+    return found
 
 
-def _to_person(points_own: Tensor) -> Tensor:
-    """Own-frame points (B, 2, N, 3) of both hands in the person frame: the left hand's are mirrored."""
-    return torch.stack([points_own[:, Hand.RIGHT], mirror_vectors(points_own[:, Hand.LEFT])], dim=1)
+def _own_pushes(vertices: Tensor, normals: Tensor, solver: Solver) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """The same of fingers that are in other fingers or the palm of their own hand."""
+    ends = vertices[:, :, solver.ends].flatten(0, 1)                                # (2B, E, 3)
+    block = _BLOCK[ends.device.type]
+    near = torch.cat([(_keys(some, whole) | solver.own_keys).amin(dim=2) for some, whole in
+                      zip(ends.split(block), vertices.flatten(0, 1).split(block), strict=True)])
+    near = near.bitwise_and_(1023).long()
+    normal, surface = _rows(normals.flatten(0, 1), near), _rows(vertices.flatten(0, 1), near)
+    way = ends - surface
+    height = (way * normal).sum(-1)
+    depth = torch.where((height < 0) & (way.square().sum(-1) < _OWN_REACH**2), -height, 0.0)
+    vertex = solver.ends.expand(len(vertices), -1)
+
+    found = _pushes(*(part.unflatten(0, (-1, 2)) for part in (depth, near, normal)), other=False)
+    return [(torch.stack([vertex.gather(1, pair[..., 0] - hand * NUM_VERTICES) + hand * NUM_VERTICES, pair[..., 1]],
+                         dim=-1), *rest) for hand, (pair, *rest) in zip(Hand, found, strict=True)]
 
 
-def _attraction_table(starts: list[PairStart], proxies: Proxies) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows of anchors (B, K, 2), gaps (B, K) and weights (B, K), padded with weight 0."""
-    count = max(1, *(len(pair.attractions) for pair in starts))
-    rows = torch.zeros(len(starts), count, 2, dtype=torch.int64)
-    gaps, weights = torch.zeros(2, len(starts), count)
-    for b, pair in enumerate(starts):
-        for k, wish in enumerate(pair.attractions):
-            rows[b, k] = torch.tensor([proxies.anchors[wish.on_right], proxies.anchors[wish.on_left]])
-            gaps[b, k], weights[b, k] = wish.gap, 1.0
-    return rows, gaps, weights
+def _ends(first: Tensor, second: Tensor, hand: Hand, of_second: Hand) -> Tensor:
+    """Pairs of vertices (B, L, 2) of a pair's meshes, those of the left hand 778 later."""
+    return torch.stack([first + hand * NUM_VERTICES, second + of_second * NUM_VERTICES], dim=-1)
 
 
-def _misfit(pairs: Pairs, proxies: Proxies, rig: Rig, forearms: Tensor, targets, wraps: Tensor,
-            clearance: float) -> Tensor:
-    """Squared millimetres: overlaps, distances between what should touch, fingers that should close."""
-    bones = torch.cat([proxies.bone, proxies.anchor_bone])
-    points = _to_person(_posed_points(proxies, rig, pairs, bones, torch.cat([proxies.center, proxies.anchor_point])))
-    spheres, anchors = points.split([len(proxies.bone), len(proxies.anchor_bone)], dim=2)
-    arms = _to_person(pairs.wrist_own[:, :, None] + forearms)                       # (B, 2, 5, 3)
-    solids = torch.cat([spheres, arms], dim=2)
-    radius = F.pad(proxies.radius, (0, len(_FOREARM)), value=_FOREARM_RADIUS)
-
-    gap = _distances(solids[:, Hand.RIGHT], solids[:, Hand.LEFT]) - (radius[:, None] + radius)
-    overlap = 1000 * F.relu(clearance - gap)
-    own_gap = _distances(spheres, spheres) - proxies.own_reach
-    own_overlap = 1000 * F.relu(-own_gap)
-
-    rows, wanted, weights = targets
-    batch = torch.arange(len(rows))[:, None]
-    distance = (anchors[batch, Hand.RIGHT, rows[..., 0]] - anchors[batch, Hand.LEFT, rows[..., 1]] + 1e-9).norm(dim=-1)
-    pull = 1000 * F.relu(distance - wanted) * weights
-    # Huber: a far target pulls with constant force and does not tear the hand apart.
-    pull = F.huber_loss(pull, torch.zeros_like(pull), delta=10.0, reduction="sum")
-
-    inner = gap[:, : len(proxies.bone), : len(proxies.bone)]
-    nearest = torch.stack([inner.amin(dim=2), inner.amin(dim=1)], dim=1)            # (B, 2, S)
-    open_fingers = 1000 * F.relu(nearest - clearance - 0.001) * proxies.wraps * wraps[..., None]
-    wrap = F.huber_loss(open_fingers, torch.zeros_like(open_fingers), delta=10.0, reduction="sum")
-    return 6 * overlap.square().sum() + 2 * own_overlap.square().sum() + 2 * pull + 0.25 * wrap
+def _linked(pushes: list[tuple[Tensor, Tensor, Tensor]], pulls: list[tuple[Tensor, Tensor, Tensor]],
+            vertices: Tensor, frames: BoneFrames, solver: Solver) -> _Links:
+    """Links between vertices. Pushes are (ends, normal, strength), pulls (ends, strength, gap)."""
+    ends = torch.cat([pair for pair, _, _ in pushes + pulls], dim=1)                # (B, L, 2)
+    normal, push = (torch.cat([part[k] for part in pushes], dim=1) for k in (1, 2))
+    pull, gap = (torch.cat([part[k] for part in pulls], dim=1) for k in (1, 2))
+    bone = torch.cat([solver.dominant, solver.dominant + FRAMES_OF_A_HAND])[ends]
+    points = _rows(vertices.flatten(1, 2), ends.flatten(1))
+    return _Links(bone, offsets(frames, bone.flatten(1), points), F.pad(normal, (0, 0, 0, pull.shape[1])),
+                  F.pad(push, (0, pull.shape[1])), F.pad(pull, (push.shape[1], 0)), F.pad(gap, (push.shape[1], 0)))
 
 
-def _distances(a: Tensor, b: Tensor) -> Tensor:
-    """Distances (..., N, M) between points (..., N, 3) and (..., M, 3); differentiable where they coincide."""
-    squared = sum((a[..., :, None, k] - b[..., None, :, k]).square() for k in range(3))
-    return (squared + 1e-10).sqrt()
+def vertex_normals(vertices: Tensor, solver: Solver) -> Tensor:
+    """Area-weighted unit normals (B, 2, 778, 3) out of both hands."""
+    a, b, c = (vertices[:, :, solver.faces[:, corner]] for corner in range(3))
+    across = F.pad(torch.linalg.cross(b - a, c - a), (0, 0, 0, 1))
+    normals = F.normalize(across[:, :, solver.faces_of].sum(dim=3), dim=-1)
+    return torch.stack([normals[:, Hand.RIGHT], -normals[:, Hand.LEFT]], dim=1)     # left faces wind the other way
+
+
+def _nearest(vertices: Tensor) -> tuple[Tensor, Tensor]:
+    """For each vertex the nearest one of the other hand, (B, 2, V), and where it is, (B, 2, V, 3)."""
+    near, index = [], torch.arange(NUM_VERTICES, dtype=torch.int32, device=vertices.device)
+    for block in vertices.split(_BLOCK[vertices.device.type]):
+        keys = _keys(block[:, 0], block[:, 1])
+        of_right, of_left = (keys | index).amin(dim=2), (keys | index[:, None]).amin(dim=1)
+        near.append(torch.stack([of_right, of_left], dim=1).bitwise_and_(1023))
+    near = torch.cat(near).long()
+    surface = torch.stack([_rows(vertices[:, hand.other], near[:, hand]) for hand in Hand], dim=1)
+    return near, surface
+
+
+def _keys(a: Tensor, b: Tensor) -> Tensor:
+    """Integers (B, N, M) that sort like the distances of points (B, N, 3) and (B, M, 3), with room for an index.
+
+    The bits of positive floats sort like the floats; the lowest ten are left to the index of a vertex.
+    """
+    return _squares(a, b).clamp_(min=1e-8).view(torch.int32).bitwise_and_(-1024)
+
+
+def _anchor_vertices(anchors: Tensor, solver: Solver) -> Tensor:
+    """The vertices (B, K, 2) of anchor rows (B, K, 2), those of the left hand 778 later."""
+    count = len(solver.proxies.anchor_vertex)
+    return solver.proxies.anchor_vertex[anchors % count] + NUM_VERTICES * (anchors >= count)
+
+
+def _rows(table: Tensor, index: Tensor) -> Tensor:
+    """Rows (B, N, C) of tables (B, M, C) at index (B, N)."""
+    return table.gather(1, index[..., None].expand(-1, -1, table.shape[2]))

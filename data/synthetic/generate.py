@@ -37,36 +37,27 @@ from data.synthetic.annotations import (
     write_atomically,
     write_json,
 )
-from data.synthetic.appearance import (
-    Person,
-    SkinDetail,
-    Surroundings,
-    load_skin_detail,
-    sample_person,
-    sample_surroundings,
-)
-from data.synthetic.camera import Camera, sample_cameras
-from data.synthetic.contact import Proxies, build_proxies
-from data.synthetic.families import FAMILY_SHARES
+from data.synthetic.camera import STUDIO_SHARE, Camera, sample_cameras
+from data.synthetic.dice import Dice
+from data.synthetic.figure import Hands
+from data.synthetic.look import Keys
 from data.synthetic.plan import CAMERAS_PER_CAPTURE, SPLITS, Purpose, Sequence, Settings, plan_sequences, stream
-from data.synthetic.posing import HandSet, Step, build_hand_set, pose_pairs, pose_single
-from data.synthetic.render import render, unhidden_share
-from data.synthetic.scene import LitScene, LitTorso, light_scene, light_torso
+from data.synthetic.posing import HandSet, Step, build_hand_set, pose_steps
+from data.synthetic.render import Assets, load_assets, render, solid_figure, stack_views, unhidden_share
 
-VERSION = 1                             # raise it when the same settings give other pictures
+VERSION = 2                             # raise it when the same settings give other pictures
 _KINDS = ("data", "camera", "joint_3d", "MANO_NeuralAnnot")
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
 _UNHIDDEN = 0.7                         # share of the hands that arms should not cover
 _WELL_SEEN = 0.85                       # share of joints inside the picture that a camera should have
+_AT_ONCE = 4                            # pictures rendered together: more do not fit into the processor's caches
 
 
 class Capture(NamedTuple):
-    """Who is recorded where, by which cameras."""
+    """Who is recorded where, by which cameras. Looks are drawn from `picture_keys`."""
 
-    person: Person
-    proxies: Proxies
-    place: Surroundings
-    torso: LitTorso | None
+    shape: np.ndarray                   # (10,) of the person's hands
+    is_studio: bool
     cameras: list[Camera]               # in the person frame
     rotation: np.ndarray                # (3, 3)    world = rotation·person + translation
     translation: np.ndarray             # (3,)
@@ -152,46 +143,104 @@ def _one_thread() -> Iterator[None]:
 def render_sequence(job: tuple[Path, Settings, Sequence]) -> int:
     """Render one sequence and write its part of the annotations: the number of its images."""
     root, settings, sequence = job
-    hands, detail = _hand_set()
-    capture = _capture(settings, sequence.split, sequence.capture)
+    hands, _ = hand_set()
+    capture = capture_of(settings, sequence.split, sequence.capture)
     part: dict[str, Any] = {"files": [], "pictures": [], "joints": {}, "mano": {}, "interactions": {}}
+    shots = []
     for frame, count, step in zip(sequence.frames, sequence.images,
                                   pose_sequence(settings, sequence, capture, hands), strict=True):
         _add_step(part, sequence, frame, step, capture, hands)
         joints = hands.joints(step.vertices)
-        scene = light_scene(step.posed_hands(), capture.person, capture.place.lights, hands.surface, detail.bump)
-        rng = stream(settings, sequence.split, sequence.capture, Purpose.PICTURE, frame)
-        for camera in choose_cameras(capture.cameras, scene, joints, step, count, rng):
-            picture = render(scene, capture.torso, capture.person, capture.place, camera, rng)
+        for camera in choose_cameras(settings, sequence, capture, frame, step, joints, count):
             name = f"Capture{sequence.capture}/{sequence.name}/cam{camera.name}/image{frame}.jpg"
-            _write_jpeg(root / "images" / sequence.split / name, picture, int(rng.integers(75, 96)))
-            part["files"].append(f"images/{sequence.split}/{name}")
+            shots.append(Shot(f"images/{sequence.split}/{name}", frame, step, camera))
+            part["files"].append(shots[-1].file)
             part["pictures"].append(image_entry(name, sequence.name, sequence.capture, frame, camera, step,
                                                 camera.project(joints)))
+    for size in sorted({shot.camera.size for shot in shots}):
+        of_size = [shot for shot in shots if shot.camera.size == size]
+        for first in range(0, len(of_size), _AT_ONCE):
+            _render_shots(root, settings, sequence, capture, of_size[first: first + _AT_ONCE])
     write_json(part_file(root, sequence), part)
     return len(part["files"])
 
 
+class Shot(NamedTuple):
+    """One picture to take."""
+
+    file: str                           # under the root of the set
+    frame: int
+    step: Step
+    camera: Camera
+
+
+def _render_shots(root: Path, settings: Settings, sequence: Sequence, capture: Capture, shots: list[Shot]) -> None:
+    """Write the pictures of cameras of one size."""
+    keys = picture_keys(settings, sequence, shots)
+    pictures = render_shots(settings, sequence, capture, shots)
+    qualities = Dice.of("jpeg", keys.picture).uniform("quality", 75, 96).int().tolist()
+    for shot, picture, quality in zip(shots, pictures, qualities, strict=True):
+        _write_jpeg(root / shot.file, picture, quality)
+
+
+def render_shots(settings: Settings, sequence: Sequence, capture: Capture, shots: list[Shot]) -> np.ndarray:
+    """The pictures (N, H, W, 3) uint8 RGB of cameras of one size, before compression."""
+    width, height = shots[0].camera.size
+    with torch.no_grad():
+        pictures = render(stack_hands([shot.step for shot in shots]),
+                          stack_views([shot.camera for shot in shots], capture.is_studio),
+                          picture_keys(settings, sequence, shots), hand_set()[1], height, width)
+    return (255 * pictures).round().byte().numpy()
+
+
+def picture_keys(settings: Settings, sequence: Sequence, shots: list[Shot]) -> Keys:
+    """What the looks of pictures are drawn from: a capture keeps its person and its place."""
+    frames = torch.tensor([shot.frame for shot in shots])
+    cameras = torch.tensor([int(shot.camera.name) for shot in shots])
+    capture = Dice.of(settings.seed, sequence.split, sequence.capture).key
+    step = Dice.of(capture, frames).key
+    return Keys(capture.expand(len(shots)), capture.expand(len(shots)), step, Dice.of(step, cameras).key)
+
+
+def stack_hands(steps: list[Step]) -> Hands:
+    """Time steps as a batch."""
+    def tensor(name: str) -> torch.Tensor:
+        return torch.from_numpy(np.stack([getattr(step, name) for step in steps])).float()
+
+    present = torch.tensor([[hand in step.present for hand in Hand] for step in steps])
+    return Hands(tensor("vertices"), present, tensor("rotation_own"), tensor("forearm_own"))
+
+
 def pose_sequence(settings: Settings, sequence: Sequence, capture: Capture, hands: HandSet) -> list[Step]:
-    rngs = [stream(settings, sequence.split, sequence.capture, Purpose.POSE, frame) for frame in sequence.frames]
-    if sequence.kind in FAMILY_SHARES:
-        return pose_pairs(sequence.kind, hands, capture.proxies, capture.person.shape, rngs)
-    hand = Hand[sequence.kind.upper()]
-    return [pose_single(hand, hands, capture.person.shape, rng) for rng in rngs]
+    rngs = pose_streams(settings, sequence)
+    return pose_steps([sequence.kind] * len(rngs), np.tile(capture.shape, (len(rngs), 1)), rngs, hands.solver)
 
 
-def choose_cameras(cameras: list[Camera], scene: LitScene, joints: np.ndarray, step: Step, count: int,
-                   rng: np.random.Generator) -> list[Camera]:
+def pose_streams(settings: Settings, sequence: Sequence) -> list[np.random.Generator]:
+    """What the pose of each frame is drawn from."""
+    return [stream(settings, sequence.split, sequence.capture, Purpose.POSE, frame) for frame in sequence.frames]
+
+
+
+def choose_cameras(settings: Settings, sequence: Sequence, capture: Capture, frame: int, step: Step,
+                   joints: np.ndarray, count: int) -> list[Camera]:
     """`count` random cameras; those that see the hands whole before others.  joints: (2, 21, 3)."""
+    rng = stream(settings, sequence.split, sequence.capture, Purpose.PICTURE, frame)
+    cameras = [capture.cameras[k] for k in rng.permutation(len(capture.cameras))]
     needed = _WELL_SEEN * len(step.present) * joints.shape[1]
-    good, others = [], []
-    for k in rng.permutation(len(cameras)):
-        camera = cameras[k]
-        inside = visible_joints(camera.project(joints), camera, step.present).sum() >= needed
-        (good if inside and unhidden_share(scene, camera) > _UNHIDDEN else others).append(camera)
+    inside = [camera for camera in cameras
+              if visible_joints(camera.project(joints), camera, step.present).sum() >= needed]
+    keys = picture_keys(settings, sequence, [Shot("", frame, step, cameras[0])])
+    assets, good = hand_set()[1], []
+    figure = solid_figure(stack_hands([step]), keys, assets)
+    for camera in inside:
+        view = stack_views([camera], capture.is_studio)
+        if unhidden_share(figure, view, assets, *camera.size[::-1]).item() > _UNHIDDEN:
+            good.append(camera)
         if len(good) == count:
-            break
-    return (good + others)[:count]
+            return good
+    others = [camera for camera in cameras if camera not in good]
+    return (good + sorted(others, key=lambda camera: camera not in inside))[:count]
 
 
 def _add_step(part: dict[str, Any], sequence: Sequence, frame: int, step: Step, capture: Capture,
@@ -199,9 +248,10 @@ def _add_step(part: dict[str, Any], sequence: Sequence, frame: int, step: Step, 
     """The annotations of a time step that do not depend on a camera."""
     joints_world = hands.joints(step.vertices) @ capture.rotation.T + capture.translation
     part["joints"][str(frame)] = joint_entry(joints_world, step)
-    part["mano"][str(frame)] = mano_entry(step, hands, capture.person.shape, capture.rotation, capture.translation)
-    if step.interaction is not None:
-        part["interactions"][str(frame)] = {"family": sequence.kind, **step.interaction._asdict()}
+    part["mano"][str(frame)] = mano_entry(step, hands, capture.shape, capture.rotation, capture.translation)
+    interaction = step.interaction(hands.model)
+    if interaction is not None:
+        part["interactions"][str(frame)] = {"family": sequence.kind, **interaction._asdict()}
 
 
 def _write_jpeg(path: Path, picture: np.ndarray, quality: int) -> None:
@@ -211,23 +261,22 @@ def _write_jpeg(path: Path, picture: np.ndarray, quality: int) -> None:
 
 
 @lru_cache(maxsize=1)
-def _hand_set() -> tuple[HandSet, SkinDetail]:
+def hand_set() -> tuple[HandSet, Assets]:
+    """The built-in hand with all that posing and rendering work out from it once."""
     hands = build_hand_set(load_hand_model("builtin"))
-    mid = hands.surface.mid_from_coarse @ hands.model.template[Hand.RIGHT].numpy()
-    return hands, load_skin_detail(hands.surface.fine_from_mid @ mid)
+    return hands, load_assets(hands.surface, hands.model.template[Hand.RIGHT].numpy())
 
 
 @lru_cache(maxsize=2)
-def _capture(settings: Settings, split: str, number: int) -> Capture:
-    hands, detail = _hand_set()
+def capture_of(settings: Settings, split: str, number: int) -> Capture:
+    """A capture of a set, the same whoever asks."""
     rng = stream(settings, split, number, Purpose.CAPTURE)
-    person, place = sample_person(detail, rng), sample_surroundings(rng)
-    cameras = sample_cameras(CAMERAS_PER_CAPTURE, rng)
+    shape = np.clip(rng.normal(0, 0.9, 10), -2.2, 2.2)
+    is_studio = bool(rng.random() < STUDIO_SHARE)
+    cameras = sample_cameras(CAMERAS_PER_CAPTURE, is_studio, rng)
     rotation = Rotation.random(rng=rng).as_matrix()
     translation = rng.normal(0, 0.3, 3)
-    torso = light_torso(person, place.lights) if place.has_torso else None
-    return Capture(person, build_proxies(hands.model, hands.rig, person.shape), place, torso, cameras, rotation,
-                   translation)
+    return Capture(shape, is_studio, cameras, rotation, translation)
 
 
 # ---------------------------------------------------------------- joining
@@ -268,5 +317,5 @@ def _tables(root: Path, settings: Settings,
 
 
 def _camera_table(settings: Settings, sequence: Sequence) -> dict[str, Any]:
-    capture = _capture(settings, sequence.split, sequence.capture)
+    capture = capture_of(settings, sequence.split, sequence.capture)
     return camera_entry([camera.moved(capture.rotation, capture.translation) for camera in capture.cameras])

@@ -1,4 +1,4 @@
-"""How two posed hands touch and pass through each other, measured on their meshes, and small moves that mend it.
+"""How two posed hands touch and pass through each other and themselves, measured on their meshes.
 
 Legend: V vertices of a hand · F faces · Q query points. Metres; reports in millimetres.
 """
@@ -8,12 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from scipy.spatial import cKDTree
 
-from common.hands import Hand
-from data.synthetic.body import Surface, wrist_loop
-from data.synthetic.scene import vertex_normals
+from common.hands import NUM_MODEL_JOINTS, Hand
+from data.synthetic.body import vertex_normals, wrist_loop
+from data.synthetic.kinematics import ARE_APART
 
 _TOUCHING = 0.002           # metres: nearer than this is contact
-_TOLERATED = 0.0012         # metres of overlap that soft flesh explains
 _DOUBTFUL = 0.001           # metres above the nearest vertex's tangent plane
 _NEAREST_FEW = 40           # vertices among which the gap is found: those nearest to a vertex of the other hand
 _REACH = 0.03               # metres: no vertex of a hand lies deeper in another
@@ -52,6 +51,31 @@ def measure(vertices: np.ndarray, faces: np.ndarray) -> Interaction:
     if len(depth):
         return Interaction(True, 1e3 * float(depth.max()), 1e3 * float(depth.mean()), len(depth), 0.0)
     return Interaction(bool(gap < _TOUCHING), 0.0, 0.0, 0, 1e3 * float(gap))
+
+
+def own_depth_mm(vertices: np.ndarray, faces: np.ndarray, bone_of: np.ndarray) -> float:
+    """How deep a hand passes through itself: the deepest vertex of a finger below another finger or the palm.
+
+    vertices: (778, 3).  faces: (1538, 3).  bone_of: (778,) the bone that each vertex follows, in MODEL16 order.
+    Creases, where the skin of one finger meets itself, do not count, nor does the root of a finger in the palm, nor
+    the web where the skin of two fingers joins: there a vertex's normal belongs to both.
+    """
+    normals, deepest = vertex_normals(vertices, faces), 0.0
+    closed = closed_at_wrist(vertices, faces)
+    face_bone = bone_of[faces[:, 0]]
+    for bone in range(1, NUM_MODEL_JOINTS):
+        is_other = ARE_APART[bone]
+        joins = faces[is_other[bone_of[faces]].any(axis=1)]
+        own, others = np.setdiff1d(np.flatnonzero(bone_of == bone), joins), np.flatnonzero(is_other[bone_of])
+        distance, nearest = cKDTree(vertices[others]).query(vertices[own])
+        height = ((vertices[own] - vertices[others[nearest]]) * normals[others[nearest]]).sum(axis=1)
+        own = own[(distance < _REACH) & (height < 0)]
+        # Just outside its own skin a vertex is inside the closed mesh only where another part covers it.
+        covered = own[winding_number(vertices[own] + 2e-4 * normals[own], *closed) > 0.5]
+        if len(covered):
+            depth = surface_distance(vertices[covered], vertices, faces[is_other[face_bone]])
+            deepest = max(deepest, 1e3 * float(depth.max()))
+    return deepest
 
 
 def closed_at_wrist(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -96,53 +120,3 @@ def _triangle_distance(point: np.ndarray, corners: np.ndarray) -> np.ndarray:
         edge_distance = np.minimum(edge_distance, np.linalg.norm(offset - along[..., None] * edge, axis=-1))
     plane_distance = np.abs(((point - a) * normal).sum(-1)) / np.sqrt(square)
     return np.where(inside, plane_distance, edge_distance)
-
-
-# ---------------------------------------------------------------- mending
-
-def mending_shift(vertices: np.ndarray, surface: Surface, touches: bool) -> np.ndarray:
-    """How to move the left hand (3,) so that two hands (2, 778, 3) part, or meet if they should."""
-    shift = np.zeros(3)
-    mid = np.stack([surface.mid_from_coarse @ hand for hand in vertices])           # (2, 3093, 3)
-    trees = [cKDTree(points) for points in mid]
-    normals = [vertex_normals(points, faces) for points, faces in zip(mid, surface.mid_faces, strict=True)]
-    near = [_near(points, tree) for points, tree in zip(vertices, reversed(trees), strict=True)]
-    for _ in range(8):
-        depth, push, gap, bridge = _overlap(near, shift, mid, trees, normals)
-        if depth > _TOLERATED:
-            shift = shift + 0.8 * (depth - 0.7 * _TOLERATED) * push
-        elif touches and gap > 0.0006:
-            shift = shift + bridge * (1 - 0.0002 / gap)
-        else:
-            break
-    return shift
-
-
-def _near(points: np.ndarray, other: cKDTree) -> np.ndarray:
-    """The points that can meet the other hand when it is moved as far as it must to touch."""
-    distance = other.query(points)[0]
-    return points[distance < distance.min() + _REACH]
-
-
-def _overlap(near: list[np.ndarray], shift: np.ndarray, mid: np.ndarray, trees: list[cKDTree],
-             normals: list[np.ndarray]) -> tuple[float, np.ndarray, float, np.ndarray]:
-    """Deepest overlap, the unit direction that parts the left hand, the gap, and the way that closes it."""
-    deepest, push, gap, bridge = 0.0, np.zeros(3), np.inf, np.zeros(3)
-    for hand in Hand:
-        # The left hand moves: seen from it, the right hand moves the other way.
-        sign = 1.0 if hand == Hand.LEFT else -1.0
-        points = near[hand] + sign * shift
-        distance, nearest = trees[hand.other].query(points)
-        offset = points - mid[hand.other, nearest]
-        normal = normals[hand.other][nearest]
-        height = (offset * normal).sum(axis=1)
-        # Far below a tangent plane lies the other side of the hand, not its inside.
-        inside = (height < 0) & (distance < _REACH)
-        depth = np.where(inside, -height, 0)
-        push += sign * (depth[:, None] ** 2 * normal).sum(axis=0)
-        deepest = max(deepest, float(depth.max()))
-        outside = np.where(inside, np.inf, distance)
-        if outside.min() < gap:
-            gap, bridge = outside.min(), -sign * offset[outside.argmin()]
-    length = np.linalg.norm(push)
-    return deepest, push / length if length > 0 else push, float(gap), bridge

@@ -18,7 +18,7 @@ MAX_CAPTURES = {"train": 27, "val": 4, "test": 8}
 CAMERAS_PER_CAPTURE = 12
 _STEPS_PER_CAPTURE = 10                                 # at least, so that small sets show several people
 _STEPS_PER_SEQUENCE = 8
-_SEQUENCES_PER_SPLIT = 11                               # at least, where there are enough steps: once each kind
+_SEQUENCES_PER_SPLIT = len(FAMILY_SHARES) + 2           # at least, where there are enough steps: once each kind
 
 
 class Purpose(IntEnum):

@@ -1,6 +1,6 @@
-"""The hands of one sequence: posed, brought together and placed in front of the person.
+"""The hands of many time steps: drawn, brought together and placed in front of the person.
 
-Legend: T time steps · 2 the hand axis · 778 vertices · 16 joints. Metres.
+Legend: B time steps · 2 the hand axis · 778 vertices · 16 joints. Metres.
 """
 
 from typing import NamedTuple
@@ -9,19 +9,19 @@ import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
 
-from common.hands import Hand, mirror_rotations
+from common.hands import MODEL16, Hand
 from common.mano import HandModel, ManoLayer
-from common.types import ManoParams
-from data.synthetic.articulation import Rig, finger_rotations, load_rig
+from data.synthetic.articulation import Rig, load_rig
 from data.synthetic.body import OWN_SIGNS, Surface, forearm_direction, hand_surface
-from data.synthetic.contact import Pairs, Proxies, settle
-from data.synthetic.families import PairStart, sample_pair, sample_single
-from data.synthetic.interaction import Interaction, measure, mending_shift
-from data.synthetic.scene import PosedHand
+from data.synthetic.contact import Settled, Solver, Task, build_solver, model_rotations, settle
+from data.synthetic.families import FAMILY_SHARES, Start, sample_pair, sample_single
+from data.synthetic.interaction import Interaction, measure
+from data.synthetic.kinematics import HandPoses
 
-_CLEARANCE = 0.0002         # between the spheres that fill the hands
-_MAX_DEPTH = 0.0035         # metres of overlap beyond which a pair is tried again
-_TRIES = 4                  # of which the least overlap is kept
+_MAX_DEPTH = 0.0028         # metres of overlap beyond which a pair is tried again
+_TRIES = 3                  # of which the least overlap is kept
+_BLOCK = 8                  # matrix products give the same numbers for batches of a multiple of this size
+_MAX_ATTRACTIONS = 5
 
 
 class HandSet(NamedTuple):
@@ -31,6 +31,7 @@ class HandSet(NamedTuple):
     layer: ManoLayer
     rig: Rig
     surface: Surface
+    solver: Solver
 
     def joints(self, vertices: np.ndarray) -> np.ndarray:
         """The joints (2, 21, 3) of meshes (2, 778, 3)."""
@@ -47,91 +48,109 @@ class Step(NamedTuple):
     angles: np.ndarray                  # (2, 15, 3)     about the rig's axes
     rotation_own: np.ndarray            # (2, 3, 3)
     forearm_own: np.ndarray             # (2, 3)
-    interaction: Interaction | None     # of interacting steps
 
-    def posed_hands(self) -> list[PosedHand]:
-        return [PosedHand(hand, self.vertices[hand], self.rotation_own[hand], self.forearm_own[hand])
-                for hand in self.present]
-
+    def interaction(self, model: HandModel) -> Interaction | None:
+        """How the hands meet, of steps that show both."""
+        if len(self.present) < 2:
+            return None
+        return measure(self.vertices.astype(np.float64), model.faces.numpy())
 
 def build_hand_set(model: HandModel) -> HandSet:
-    return HandSet(model, ManoLayer(model), load_rig(), hand_surface(model))
+    rig = load_rig()
+    solver = build_solver(model, rig)
+    return HandSet(model, solver.layer, rig, hand_surface(model), solver)
 
 
-def pose_single(hand: Hand, hands: HandSet, shape: np.ndarray, rng: np.random.Generator) -> Step:
-    """One hand alone near the origin."""
-    angles, rotation_own = sample_single(hands.rig, rng)
-    wrist_own = rotation_own @ (0.09, 0.0, 0.0) + rng.normal(0, 0.015, 3)       # the middle of the hand is near 0
-    pairs = Pairs(*(torch.from_numpy(np.stack([one, one])[None]).float() for one in (angles, rotation_own, wrist_own)))
-    forearm = forearm_direction(rotation_own, wrist_own)
-    return _step(pairs, 0, hands, shape, np.stack([forearm, forearm]), (hand,))
+def pose_steps(kinds: list[str], shapes: np.ndarray, rngs: list[np.random.Generator], solver: Solver) -> list[Step]:
+    """One time step for each kind: a family of two hands, or "right" or "left".
 
-
-def pose_pairs(family: str, hands: HandSet, proxies: Proxies, shape: np.ndarray,
-               rngs: list[np.random.Generator]) -> list[Step]:
-    """One pair for each generator, all of one family. Pairs that pass through each other are tried again."""
+    shapes: (B, 10). Each step depends on its own kind, shape and generator alone. Steps whose hands pass through
+    each other are tried again. The work is done where `solver` is.
+    """
     best: dict[int, Step] = {}
+    depth = np.full(len(kinds), np.inf)
     for _ in range(_TRIES):
-        todo = [k for k in range(len(rngs)) if k not in best or _overlap(best[k]) > _MAX_DEPTH]
+        todo = [k for k in range(len(kinds)) if depth[k] > _MAX_DEPTH]
         if not todo:
             break
-        starts = [sample_pair(family, hands.rig, rngs[k]) for k in todo]
-        for k, step in zip(todo, _settled(starts, hands, proxies, shape), strict=True):
-            if k not in best or _overlap(step) < _overlap(best[k]):
-                best[k] = step
-    return [_recentered(best[k], rngs[k]) for k in range(len(rngs))]
+        starts = [_sample(kinds[k], rngs[k]) for k in todo]
+        steps, found = _settled(starts, shapes[todo], solver)
+        for k, step, deepest in zip(todo, steps, found, strict=True):
+            if deepest < depth[k]:
+                best[k], depth[k] = step, deepest
+    return [_recentered(best[k], rngs[k]) for k in range(len(kinds))]
 
 
-def _overlap(step: Step) -> float:
-    return step.interaction.max_depth_mm / 1000
+def _sample(kind: str, rng: np.random.Generator) -> Start:
+    rig = load_rig()
+    return sample_pair(kind, rig, rng) if kind in FAMILY_SHARES else sample_single(Hand[kind.upper()], rig, rng)
 
 
-def _settled(starts: list[PairStart], hands: HandSet, proxies: Proxies, shape: np.ndarray) -> list[Step]:
-    """The pairs after settling and mending, with their interaction."""
-    rotation = np.stack([start.rotation_own for start in starts])
-    palm = np.stack([start.palm_own for start in starts])
-    forearms = forearm_direction(rotation, palm + rotation @ (0.08, 0.0, 0.0))
-    pairs = settle(starts, proxies, hands.rig, forearms, _CLEARANCE)
-    steps, faces = [], hands.model.faces.numpy()
-    for k, start in enumerate(starts):
-        step = _step(pairs, k, hands, shape, forearms[k], tuple(Hand))
-        shift = mending_shift(step.vertices.astype(np.float64), hands.surface, start.touches)
-        step = _shifted(step, np.stack([-shift / 2, shift / 2]))
-        steps.append(step._replace(interaction=measure(step.vertices.astype(np.float64), faces)))
-    return steps
+def _settled(starts: list[Start], shapes: np.ndarray, solver: Solver) -> tuple[list[Step], np.ndarray]:
+    """The steps that come of `starts`, and how deep their hands pass through each other (B,), metres."""
+    count = len(starts)
+    filled = np.resize(np.arange(count), -(-count // _BLOCK) * _BLOCK)
+    task = _task([starts[k] for k in filled], shapes[filled], solver)
+    settled = settle(task, solver)
+    return _steps(starts, settled, solver), settled.depth[:count].cpu().numpy()
 
 
-def _step(pairs: Pairs, index: int, hands: HandSet, shape: np.ndarray, forearm_own: np.ndarray,
-          present: tuple[Hand, ...]) -> Step:
-    """The meshes of pair `index`."""
-    angles, rotation_own, wrist_own = (part[index] for part in pairs)
-    local = torch.cat([rotation_own[:, None], finger_rotations(hands.rig, angles)], dim=1)      # (2, 16, 3, 3)
-    local = torch.stack([local[Hand.RIGHT], mirror_rotations(local[Hand.LEFT])])
-    wrist = wrist_own.numpy().astype(np.float64) * OWN_SIGNS
-    beta = torch.from_numpy(shape).float().expand(1, 2, -1)
-    with torch.no_grad():
-        vertices = hands.layer(ManoParams(local[None].float(), beta))[0].numpy()
-    vertices = vertices + (wrist - rest_wrists(hands, shape))[:, None]
-    return Step(present, local.numpy().astype(np.float64), wrist, vertices, angles.numpy(), rotation_own.numpy(),
-                forearm_own, None)
+def _task(starts: list[Start], shapes: np.ndarray, solver: Solver) -> Task:
+    """The starts as tensors."""
+    proxies = solver.proxies
+    angles, rotation, palm, elbow = (np.stack([getattr(start, name) for start in starts])
+                                     for name in ("angles", "rotation_own", "palm_own", "elbow_own"))
+    rest = _affine(proxies.joints, shapes)[:, 0]                                    # (B, 3) wrists
+    on_palm = _affine(proxies.anchor, shapes)[:, proxies.anchors["palm"]]
+    wrist = palm - np.einsum("bhij,bj->bhi", rotation, on_palm - rest)
+    rows = np.zeros((len(starts), _MAX_ATTRACTIONS, 2), np.int64)
+    gap, pull = np.zeros((2, len(starts), _MAX_ATTRACTIONS))
+    for b, start in enumerate(starts):
+        for k, wish in enumerate(start.attractions):
+            rows[b, k] = [proxies.anchors[name] + len(proxies.anchors) * hand
+                          for hand, name in zip(wish.hands, wish.names, strict=True)]
+            gap[b, k], pull[b, k] = wish.gap, 1.0
+
+    def tensor(array: np.ndarray) -> torch.Tensor:
+        dtype = torch.float32 if array.dtype.kind == "f" else None
+        return torch.as_tensor(array, dtype=dtype, device=solver.synergies.device)
+    return Task(
+        HandPoses(tensor(angles), tensor(rotation), tensor(wrist)), tensor(shapes),
+        tensor(forearm_direction(rotation, wrist, elbow)),
+        tensor(np.array([len(start.present) == 2 for start in starts])),
+        tensor(np.array([start.touches for start in starts])), tensor(np.array([start.wraps for start in starts])),
+        tensor(rows), tensor(gap), tensor(pull),
+    )
+
+
+def _affine(part: tuple[torch.Tensor, torch.Tensor], shapes: np.ndarray) -> np.ndarray:
+    """What depends on the shape, (B, ...), float64.  shapes: (B, 10)."""
+    mean, change = (tensor.cpu().double().numpy() for tensor in part)
+    return mean + np.einsum("...k,bk->b...", change, shapes)
+
+
+def _steps(starts: list[Start], settled: Settled, solver: Solver) -> list[Step]:
+    rotations = model_rotations(settled.poses, solver.rig).cpu().double().numpy()
+    vertices = settled.vertices.cpu().numpy()
+    angles, rotation, wrist = (part.cpu().numpy() for part in settled.poses)
+    wrist = wrist.astype(np.float64)
+    forearm = [forearm_direction(rotation[k], wrist[k], start.elbow_own) for k, start in enumerate(starts)]
+    return [Step(start.present, rotations[k], wrist[k] * OWN_SIGNS, vertices[k], angles[k], rotation[k], forearm[k])
+            for k, start in enumerate(starts)]
 
 
 def rest_wrists(hands: HandSet, shape: np.ndarray) -> np.ndarray:
     """The wrists (2, 3) about which the hands of `shape` turn, in the model's own frame."""
     model = hands.model
     shaped = model.template.double() + model.shapedirs.double() @ torch.from_numpy(shape)
-    return (model.regressor.double()[:, :1] @ shaped)[:, 0].numpy()
-
-
-def _shifted(step: Step, shift: np.ndarray) -> Step:
-    """The step with each hand moved by its row of `shift` (2, 3)."""
-    return step._replace(wrist=step.wrist + shift, vertices=step.vertices + shift[:, None])
+    return (model.regressor.double()[:, :1] @ shaped)[:, MODEL16.index("wrist")].numpy()
 
 
 def _recentered(step: Step, rng: np.random.Generator) -> Step:
-    """The pair with its middle near the origin, where the cameras look."""
-    low, high = step.vertices.min(axis=(0, 1)), step.vertices.max(axis=(0, 1))
-    return _shifted(step, np.tile(rng.normal(0, 0.012, 3) - (low + high) / 2, (2, 1)))
+    """The hands that are seen with their middle near the origin, where the cameras look."""
+    seen = step.vertices[list(step.present)]
+    shift = rng.normal(0, 0.012, 3) - (seen.min(axis=(0, 1)) + seen.max(axis=(0, 1))) / 2
+    return step._replace(wrist=step.wrist + shift, vertices=(step.vertices + shift).astype(np.float32))
 
 
 def stored_pose(step: Step, hand: Hand, model: HandModel, world_from_person: np.ndarray) -> np.ndarray:
@@ -141,5 +160,3 @@ def stored_pose(step: Step, hand: Hand, model: HandModel, world_from_person: np.
     pose = Rotation.from_matrix(rotations).as_rotvec().reshape(-1)
     pose[3:] -= model.mean_pose[hand].double().numpy()
     return pose
-
-

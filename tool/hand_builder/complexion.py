@@ -1,7 +1,9 @@
-"""Where the skin looks different: nails, creases, knuckles, palm, fingertips, veins and tendons.
+"""Where the skin looks different: channels of colour, and relief.
 
-Channels and relief live on the vertices of the twice subdivided surface at rest, 1 to 3 mm apart, so
-lines are drawn about that wide.  Palm and back are drawn as maps seen along y: (x, z).
+Nails with their pale roots (moons) and edges, creases, knuckles, the palm side, reddish tips, pads (cushions that
+blood fills differently), veins and tendons.  Channels and relief live on the vertices of the twice subdivided surface
+at rest, 1 to 3 mm apart, so lines are drawn about that wide; the first 778 rows are those of the 778 vertices.  Palm
+and back are drawn as maps seen along y: (x, z).
 N points.  Millimetres.
 """
 
@@ -15,7 +17,7 @@ from scipy.interpolate import CubicSpline
 from tool.hand_builder.field import Flesh, along_spine, foot, knots, tube_field
 from tool.hand_builder.skeleton import FINGERS, finger_joints, rest_joints
 
-CHANNELS = ("nail", "crease", "knuckle", "palm", "tip", "vein", "tendon")
+CHANNELS = ("nail", "moon", "nail edge", "crease", "knuckle", "palm", "tip", "pad", "vein", "tendon")
 
 # Polylines (x, z) in the palm with half width and depth of the line.
 PALM_LINES = {
@@ -36,13 +38,19 @@ VEINS = (
 )
 TENDON_START = (76.0, 1.0)  # (x, z) from which the extensor tendons fan out to the knuckles
 
-# Finger creases: (spine point of the tube, fraction to the next), offsets of the parallel lines, depth.
-FINGER_CREASES = (((1, 0.47), (0.0,), 0.45), ((2, 0.0), (-1.3, 1.3), 0.5), ((3, 0.0), (0.0,), 0.5))
-THUMB_CREASES = (((1, 0.05), (0.0,), 0.35), ((2, 0.0), (-1.2, 1.2), 0.5))
+# Where on its first bone (the thumb: its second) the crease lies that parts a finger from the palm.
+BASE_CREASES = {"index": 0.58, "middle": 0.55, "ring": 0.56, "pinky": 0.5, "thumb": 0.29}
+# Creases at the joints: (spine point of the tube, fraction to the next), offsets of the parallel lines, depth.
+FINGER_CREASES = (((2, 0.0), (-1.3, 1.3), 0.5), ((3, 0.0), (0.0,), 0.5))
+THUMB_CREASES = (((2, 0.0), (-1.2, 1.2), 0.5),)
 WRINKLES = ((2, 5.5, 0.22), (3, 3.2, 0.14))  # spine point, half length of the wrinkled patch, depth
 THUMB_WRINKLES = ((2, 5.0, 0.2),)
 
 NAIL_START, NAIL_END, NAIL_WIDTH = 0.41, 0.94, 0.69  # fractions of the last bone and of the finger's width
+
+# Cushions of the palm (x, z): centre and half axes of the balls of thumb and little finger, and below the knuckles.
+PALM_PADS = (((52, 30), (22, 12)), ((52, -28), (26, 12)), ((-4, 20), (9, 10)), ((-6, 0), (9, 9)), ((0, -19), (9, 9)),
+             ((10, -36), (9, 9)))
 
 DEEPEST = 0.6  # mm: where creases cross they do not add up
 
@@ -66,11 +74,13 @@ def skin_channels(flesh: Flesh, points: np.ndarray, normals: np.ndarray) -> tupl
 
     for name, finger in fingers.items():
         thumb = name == "thumb"
-        relief += _draw_creases(paint, finger, THUMB_CREASES if thumb else FINGER_CREASES)
+        base = ((1, BASE_CREASES[name]), (0.0,), 0.45)
+        relief += _draw_creases(paint, finger, (base, *(THUMB_CREASES if thumb else FINGER_CREASES)))
         relief += _draw_wrinkles(paint, finger, THUMB_WRINKLES if thumb else WRINKLES)
         relief += _draw_nail(paint, finger)
         _blush(paint, finger, thumb)
 
+    paint["pad"] = np.maximum(paint["pad"], _palm_pads(points) * paint["palm"])
     off_fingers = 1 - sum(finger.own for finger in fingers.values())
     relief += _draw_palm_lines(paint, points, off_fingers * _ramp(-normals[:, 1], 0.1, 0.4))
     relief += _draw_back(paint, points, off_fingers * _ramp(normals[:, 1], 0.2, 0.6))
@@ -157,6 +167,8 @@ def _draw_nail(paint: dict[str, np.ndarray], finger: Finger) -> np.ndarray:
     groove = dorsal * _line(radius - 1.12, 0.1) * _ramp(lengthwise, 1.0, 0.6)
     free_edge = dorsal * _line(lengthwise - 0.9, 0.2) * plate
     _add(paint, "crease", 0.35 * groove)
+    _add(paint, "nail edge", plate * _ramp(lengthwise, 0.7, 0.86))
+    _add(paint, "moon", plate * _ramp(np.hypot((lengthwise + 0.95) / 0.42, crosswise / 0.7), 1.1, 0.7))
     return 0.12 * plate - 0.3 * groove + 0.25 * free_edge
 
 
@@ -164,9 +176,17 @@ def _blush(paint: dict[str, np.ndarray], finger: Finger, thumb: bool) -> None:
     """Redder fingertips, and darker skin over the first knuckle."""
     from_tip = finger.knots[-1] - finger.position
     _add(paint, "tip", finger.own * _ramp(from_tip, 20, 5) * (0.55 + 0.45 * _ramp(finger.around, 1.0, 2.2)))
+    pads = np.maximum(_line(from_tip - 9, 9), 0.7 * _line(finger.position - finger.knots[1:-1].mean(), 8))
+    _add(paint, "pad", finger.own * pads * _ramp(finger.around, 1.5, 2.3))
     if thumb:
         knuckle = _line(finger.position - finger.knots[1], 7) * _ramp(finger.around, 1.3, 0.5)
         _add(paint, "knuckle", 0.6 * finger.own * knuckle)
+
+
+def _palm_pads(points: np.ndarray) -> np.ndarray:
+    """1 in the middle of the palm's cushions, 0 between them: (N,)."""
+    pads = [np.hypot(*((points[:, [0, 2]] - center) / size).T) for center, size in PALM_PADS]
+    return _ramp(np.min(pads, axis=0), 1.2, 0.5)
 
 
 def _draw_palm_lines(paint: dict[str, np.ndarray], points: np.ndarray, where: np.ndarray) -> np.ndarray:

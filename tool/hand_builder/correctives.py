@@ -10,12 +10,10 @@ from __future__ import annotations
 import numpy as np
 
 from tool.hand_builder.field import Flesh, hand_field, move, project
-from tool.hand_builder.rig import neighbour_average
 from tool.hand_builder.skeleton import FINGERS, PARENTS, bone_transforms, joint_limits, turns
 
 RIDGE = 0.02
 SWELLING = 0.25  # mm by which flesh squeezed out of the inner side of a bend swells round a right angle
-SMOOTHING = 2  # rounds of averaging with the neighbours: keeps folds from crossing themselves
 MOST_OFFSET = 6.0  # mm a corrective may move a vertex in a training pose
 
 
@@ -27,11 +25,11 @@ def skin(joints: np.ndarray, vertices: np.ndarray, weights: np.ndarray, local: n
     return np.einsum("vab,vb->va", maps, vertices) + shifts, maps
 
 
-def pose_correctives(
-    flesh: Flesh, joints: np.ndarray, vertices: np.ndarray, faces: np.ndarray, weights: np.ndarray
-) -> np.ndarray:
-    """(V, 3, 135): offsets per entry of the flattened R_j - I, j = 1..15."""
-    average = neighbour_average(faces, len(vertices))
+def pose_correctives(flesh: Flesh, joints: np.ndarray, vertices: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(V, 3, 135): offsets per entry of the flattened R_j - I, j = 1..15.
+
+    They are not smoothed over the mesh: that pushes skin through itself in the folds.
+    """
     correctives = np.zeros((len(vertices), 3, 15, 9))
     for joint in range(1, 16):
         near = weights[:, joint] * (1 - _distal_weight(weights, joint)) + weights[:, PARENTS[joint]] * weights[:, joint]
@@ -41,10 +39,6 @@ def pose_correctives(
         gram = features.T @ features + RIDGE * np.eye(9)
         solution = np.linalg.solve(gram, features.T @ offsets.reshape(len(features), -1))  # (9, rows · 3)
         correctives[rows, :, joint - 1] = mask[rows, None, None] * solution.T.reshape(len(rows), 3, 9)
-
-    correctives = correctives.reshape(len(vertices), -1)
-    for _ in range(SMOOTHING):
-        correctives = 0.5 * correctives + 0.5 * (average @ correctives)
     return correctives.reshape(len(vertices), 3, 135)
 
 

@@ -21,8 +21,9 @@ RIM = 16
 AROUND = 10  # vertices in a finger ring
 TIP_RING = 5  # vertices of the last ring round the tip vertex
 
-# First ring (spine station), ring spacing at a joint and between joints (mm).
-FIRST_RING = {"index": 1.55, "middle": 1.52, "ring": 1.52, "pinky": 1.7, "thumb": 1.12}
+# First ring (spine station), ring spacing at a joint and between joints (mm).  Started here, a ring without a vertex in
+# the middle of the palm side falls on the second joints: there skin folds deepest.
+FIRST_RING = {"index": 1.63, "middle": 1.65, "ring": 1.63, "pinky": 1.56, "thumb": 1.12}
 SPACING_AT_JOINT, SPACING_BETWEEN = 4.9, 8.2
 NORMAL_REACH = 4.0  # mm by which opposite normals count as further apart: keeps facing fingers from sharing cells
 

@@ -16,7 +16,7 @@ from tool.hand_builder.skeleton import FINGERS, finger_joints
 # Lengths of the soft zone before and after each joint, mm: on the back, then on the palm side, where skin must
 # fold over a longer stretch.  The first joint's reaches to the web.
 BEND_ZONES = (((11, 14), (17, 21)), ((6.5, 6.5), (10, 10)), ((5, 5), (8, 8)))
-THUMB_BEND_ZONES = (((14, 28), (18, 32)), ((9, 9), (15, 13)), ((6.5, 6.5), (9, 9)))
+THUMB_BEND_ZONES = (((14, 28), (18, 32)), ((8, 8), (12, 11)), ((6.5, 6.5), (9, 9)))
 WEB_REACH, THUMB_WEB_REACH = 9.0, 15.0  # mm from a finger over which skin stops following it
 SMOOTHING = 3  # rounds of averaging with the neighbours
 MOST_BONES = 4

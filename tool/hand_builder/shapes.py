@@ -22,20 +22,23 @@ class Growth(NamedTuple):
 
 
 def shape_table() -> dict[str, Growth]:
-    """The ten shapes in order, one standard deviation each."""
-    none = {"palm": (0, 0, 0)}
-    every = {finger: (0, 0, 0) for finger in FINGERS}
-    fingers = FINGERS[:4]
+    """The ten shapes in order, one standard deviation each.
+
+    A person has all ten from N(0, 1).  The amounts give hands the published spreads of hand length, breadth and
+    circumference, wrist circumference and finger lengths (`tool/measure_hand.py` names the sources and compares).
+    """
     table = {
-        "size": {name: (0.045, 0.045, 0.045) for name in (*none, *every)},
-        "finger length": {name: (0.05, 0, 0) for name in fingers},
-        "palm width": {"palm": (0, 0.045, 0)},
-        "thickness": {"palm": (0, 0, 0.07), **{name: (0, 0.02, 0.07) for name in FINGERS}},
-        "palm length": {"palm": (0.035, 0, 0)},
-        "thumb length": {"thumb": (0.06, 0, 0)},
-        "finger width": {name: (0, 0.06, 0.03) for name in FINGERS},
-        "index over ring": {"index": (0.035, 0, 0), "ring": (-0.035, 0, 0)},
-        "pinky length": {"pinky": (0.065, 0, 0), "ring": (0.015, 0, 0)},
+        "size": {name: (0.052, 0.052, 0.052) for name in ("palm", *FINGERS)},
+        "finger length": {
+            "index": (0.032, 0, 0), "middle": (0.053, 0, 0), "ring": (0.047, 0, 0), "pinky": (0.045, 0, 0),
+        },
+        "palm girth": {"palm": (0, 0.063, 0.05), **{name: (0, 0.06, 0.06) for name in FINGERS[:4]}},
+        "thickness": {"palm": (0, 0, 0.05), **{name: (0, 0.02, 0.06) for name in FINGERS}},
+        "palm length": {"palm": (0.048, 0, 0)},
+        "thumb length": {"thumb": (0.055, 0, 0)},
+        "finger width": {name: (0, 0.05, 0.03) for name in FINGERS},
+        "index over ring": {"index": (0.02, 0, 0), "ring": (-0.02, 0, 0)},
+        "pinky length": {"pinky": (0.043, 0, 0), "ring": (0.01, 0, 0)},
         "taper": {},
     }
     growths = {name: _growth(parts) for name, parts in table.items()}

@@ -5,6 +5,8 @@ Rest frame: fingers along -x, back of the hand +y, thumb on the +z side.  Millim
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 from common.hands import MODEL16
@@ -82,6 +84,7 @@ def _finger_base(finger: str, length: float) -> np.ndarray:
     return WRIST + np.array([-np.sqrt(length**2 - y**2 - z**2), y, z])
 
 
+@cache
 def joint_axes() -> np.ndarray:
     """(15, 3, 3) per articulated joint: rows flexion, spread and bone axis at rest, a right-handed frame.
 
@@ -99,6 +102,7 @@ def joint_axes() -> np.ndarray:
                 roll = np.radians(THUMB_ROLL)
                 dorsal = np.cos(roll) * dorsal + np.sin(roll) * radial
             axes[3 * k + j] = np.stack([np.cross(dorsal, bone), dorsal, bone])
+    axes.flags.writeable = False  # shared by all callers
     return axes
 
 

@@ -1,0 +1,193 @@
+"""Batches rendered where the training is, with no disk in between: a pure function of (seed, epoch, index).
+
+Hands come from a bank of settled poses; each index of each epoch shows one of them to a camera of its own, with a
+person, clothes, lights and surroundings of its own. `render.render` draws the files of a set as well.
+
+Legend: B batch · N time steps in the bank · 2 the hand axis · 21 joints · 778 vertices. Metres.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from common.hands import WRIST, Hand
+from common.types import ManoParams, Targets, TwoHandBatch
+from data.synthetic.body import OWN_SIGNS
+from data.synthetic.camera import MAX_AZIMUTH, SINES
+from data.synthetic.develop import jpeg
+from data.synthetic.dice import Dice
+from data.synthetic.figure import Hands
+from data.synthetic.generate import capture_of, hand_set, pose_streams
+from data.synthetic.look import Keys
+from data.synthetic.plan import Settings, plan_sequences
+from data.synthetic.posing import HandSet, Step, pose_steps
+from data.synthetic.render import Assets, View, render
+
+_STUDIO_SHARE, _JPEG_SHARE = 0.45, 0.6
+_GREY_STUDIO, _GREY = 0.15, 0.06
+_OWN_SHARE = 0.2            # of photographs: taken by the person whose hands they show
+_DIRECTIONS = 4             # camera directions drawn for each picture; the first that no arm blocks is taken
+_IN_THE_WAY = 0.75          # cosine between camera and forearm beyond which the arm hides its hand
+_AT_ONCE = 64               # time steps settled together
+_SPARE = 0.08               # how far hands may be off the middle of a crop, as a share of its side
+
+
+class PoseBank(NamedTuple):
+    """Settled time steps in the person frame, on one device."""
+
+    vertices: Tensor        # (N, 2, 778, 3)
+    joints: Tensor          # (N, 2, 21, 3)
+    rotations: Tensor       # (N, 2, 16, 3, 3)  as in Step
+    shape: Tensor           # (N, 10)
+    present: Tensor         # (N, 2) bool
+    rotation_own: Tensor    # (N, 2, 3, 3)
+    forearm_own: Tensor     # (N, 2, 3)
+
+
+def pose_bank(steps: list[Step], shapes: list[np.ndarray], hands: HandSet,
+              device: torch.device | str = "cpu") -> PoseBank:
+    """The steps of people with `shapes`, each (10,)."""
+    def tensor(arrays: list[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.stack(arrays)).float().to(device)
+
+    return PoseBank(
+        tensor([step.vertices for step in steps]), tensor([hands.joints(step.vertices) for step in steps]),
+        tensor([step.rotations for step in steps]), tensor(shapes),
+        torch.tensor([[hand in step.present for hand in Hand] for step in steps], device=device),
+        tensor([step.rotation_own for step in steps]), tensor([step.forearm_own for step in steps]),
+    )
+
+
+def settled_bank(settings: Settings, split: str, device: torch.device | str = "cpu") -> PoseBank:
+    """The time steps of one split of a set, settled anew: what its files show, without their pictures."""
+    hands, _ = hand_set()
+    kinds, shapes, rngs = [], [], []
+    for sequence in (planned for planned in plan_sequences(settings) if planned.split == split):
+        kinds += [sequence.kind] * len(sequence.frames)
+        shapes += [capture_of(settings, split, sequence.capture).shape] * len(sequence.frames)
+        rngs += pose_streams(settings, sequence)
+    steps = []
+    for start in range(0, len(kinds), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        steps += pose_steps(kinds[part], np.stack(shapes[part]), rngs[part], hands.solver)
+    return pose_bank(steps, shapes, hands, device)
+
+
+
+class RenderedBatches:
+    """Batches by (epoch, indices).
+
+    size: side of the crops, pixels.  box_ratio: share of a crop that the hands fill.
+    """
+
+    def __init__(self, bank: PoseBank, assets: Assets, *, size: int, box_ratio: float, seed: int):
+        self.bank, self.assets, self.size, self.box_ratio, self.seed = bank, assets, size, box_ratio, seed
+
+    def batch(self, epoch: int, indices: Tensor) -> TwoHandBatch:
+        """The samples at `indices` (B,) int64 on the bank's device."""
+        dice = Dice.of(self.seed, epoch, indices, device=indices.device)
+        picked = (dice.uniform("step") * len(self.bank.shape)).long()
+        bank = PoseBank(*(values.index_select(0, picked) for values in self.bank))
+        hands = Hands(bank.vertices, bank.present, bank.rotation_own, bank.forearm_own)
+        view = sample_view(hands, self.size, self.box_ratio, dice)
+        keys = Keys(*(Dice.of(name, dice.key, device=indices.device).key for name in Keys._fields))
+        with torch.no_grad():
+            picture = render(hands, view, keys, self.assets, self.size, self.size)
+            picture = compressed(picture, dice)
+        return TwoHandBatch(picture.permute(0, 3, 1, 2).contiguous(), targets_of(bank, view, self.size), view.camera,
+                            indices, torch.zeros_like(indices))
+
+
+def compressed(picture: Tensor, dice: Dice) -> Tensor:
+    """Some of the pictures (B, H, W, 3) as JPEG leaves them."""
+    at = torch.nonzero(dice.chance("as jpeg", _JPEG_SHARE)).squeeze(-1)
+    return picture.index_copy(0, at, jpeg(picture[at], dice.uniform("quality", 55, 97)[at]))
+
+
+# ---------------------------------------------------------------- cameras
+
+def sample_view(hands: Hands, size: int, box_ratio: float, dice: Dice) -> View:
+    """A camera for each picture, whose crop of `size` pixels the hands that are there fill."""
+    is_studio = dice.chance("studio", _STUDIO_SHARE)
+    grey = dice.chance("grey", torch.where(is_studio, _GREY_STUDIO, _GREY))
+    seen = torch.where(hands.present[..., None, None], hands.vertices, hands.vertices.flip(1)).flatten(1, 2)
+    middle = (seen.amin(dim=1) + seen.amax(dim=1)) / 2
+
+    is_own = dice.chance("own", _OWN_SHARE) & ~is_studio
+    out = _direction(hands, is_own, dice)
+    farthest = torch.where(is_own, math.log(0.6), math.log(1.3))
+    distance = torch.where(is_studio, dice.uniform("studio distance", 1.0, 1.2),
+                           dice.uniform("distance", math.log(0.32), farthest).exp())
+    rotation = _looking(-out, 0.14 * dice.normal("roll"))
+    position = middle + out * distance[:, None]
+    cam = (seen - position[:, None]) @ rotation.transpose(-1, -2)
+    plane = cam[..., :2] / cam[..., 2:]
+    low, high = plane.amin(dim=1), plane.amax(dim=1)
+    focal = size * box_ratio * dice.uniform("zoom", 0.8, 1.12) / (high - low).amax(dim=-1)
+    aim = size / 2 - 0.5 + size * dice.uniform("aim", -_SPARE, _SPARE, 2)
+    center = aim - focal[:, None] * (low + high) / 2
+    zero, one = torch.zeros_like(focal), torch.ones_like(focal)
+    camera = torch.stack([focal, zero, center[:, 0], zero, focal, center[:, 1], zero, zero, one], dim=-1)
+    return View(camera.view(-1, 3, 3), rotation, position, grey, is_studio)
+
+
+def _direction(hands: Hands, is_own: Tensor, dice: Dice) -> Tensor:
+    """Unit directions (B, 3) from the hands to a camera that does not look along a forearm.
+
+    is_own: (B,) bool, where people photograph their own hands, from above.
+    """
+    azimuth = dice.uniform("azimuth", -MAX_AZIMUTH, MAX_AZIMUTH, _DIRECTIONS)
+    azimuth = torch.where(is_own[:, None], math.pi + 0.3 * dice.normal("own azimuth", _DIRECTIONS), azimuth)
+    # Equal steps of the sine are equal areas of the sphere.
+    elevation = dice.uniform("elevation", *SINES, _DIRECTIONS).asin()
+    own = (0.84 + 0.17 * dice.normal("own elevation", _DIRECTIONS)).clamp(0.4, 1.3)
+    elevation = torch.where(is_own[:, None], own, elevation)
+    out = torch.stack([azimuth.sin() * elevation.cos(), elevation.sin(), azimuth.cos() * elevation.cos()], dim=-1)
+    forearms = hands.forearm_own * out.new_tensor(OWN_SIGNS)                        # (B, 2, 3)
+    blocked = torch.where(hands.present[:, None], out @ forearms.transpose(-1, -2), -1.0).amax(dim=-1)
+    first_free = (blocked < _IN_THE_WAY).int().argmax(dim=-1)
+    return out[torch.arange(len(out), device=out.device), first_free]
+
+
+def _looking(forward: Tensor, roll: Tensor) -> Tensor:
+    """World-to-camera rotations (B, 3, 3) of cameras that look along `forward` with the y axis up in the picture."""
+    right = normalize(torch.linalg.cross(forward, forward.new_tensor([0.0, 1.0, 0.0]).expand_as(forward)), dim=-1)
+    down = torch.linalg.cross(forward, right)
+    cos, sin = roll.cos()[:, None], roll.sin()[:, None]
+    return torch.stack([cos * right - sin * down, sin * right + cos * down, forward], dim=1)
+
+
+# ---------------------------------------------------------------- targets
+
+def targets_of(bank: PoseBank, view: View, size: int) -> Targets:
+    """What the pictures of `view` show, in its camera frame."""
+    def seen(points: Tensor) -> Tensor:
+        cam = (points - view.position[:, None, None]) @ view.rotation.transpose(-1, -2)[:, None]
+        return torch.where(bank.present[..., None, None], cam, 0.0)
+
+    present = bank.present.float()
+    vertices, joints = seen(bank.vertices), seen(bank.joints)
+    wrist = joints[:, :, WRIST]
+    has_both = present.prod(dim=1)
+    depth = torch.where(bank.present[..., None, None], joints[..., 2:], 1.0)
+    joints_crop = ((joints @ view.camera.transpose(-1, -2)[:, None])[..., :2] / depth)
+    inside = ((joints_crop >= 0) & (joints_crop <= size - 1)).all(dim=-1) & bank.present[..., None]
+    identity = torch.eye(3, device=wrist.device)
+    root = view.rotation[:, None] @ bank.rotations[:, :, 0]
+    rotations = torch.cat([root[:, :, None], bank.rotations[:, :, 1:]], dim=2)
+    rotations = torch.where(bank.present[..., None, None, None], rotations, identity)
+    return Targets(
+        vertices=(vertices - wrist[:, :, None]) * present[..., None, None],
+        joints=(joints - wrist[:, :, None]) * present[..., None, None],
+        wrist=wrist,
+        relative=(wrist[:, Hand.LEFT] - wrist[:, Hand.RIGHT]) * has_both[:, None],
+        joints_crop=joints_crop * present[..., None, None],
+        joints_annotated=joints * inside[..., None],
+        mano=ManoParams(rotations, bank.shape[:, None] * present[..., None]),
+        vertices_valid=present, joints_valid=present[..., None].expand(-1, -1, joints.shape[2]).contiguous(),
+        joints_annotated_valid=inside.float(), relative_valid=has_both, mano_valid=present,
+    )
