@@ -52,6 +52,8 @@ class DataConfig:
     box_source: Literal["vertices", "joints", "json"] = "vertices"
     box_ratio: float = 0.8                  # the hands fill this share of the crop
     depth_range: float = 0.4                # metres covered by the 8 depth cells of the 2.5D joints
+    render_anew: bool = False               # a rendered trainset only: draw its hands anew on the training device, in
+                                            # every epoch with another camera, person and place, and no augmentation
     workers: int = 4                        # loader processes for each training process
     max_bad_fraction: float = 0.001         # of the training samples may be unusable before the run stops
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -112,6 +114,7 @@ class TrainConfig:
     batch_size: int = 32                    # for each process
     lr: float = 1e-4
     lr_drops: tuple[int, ...] = (10, 15)    # epochs at which lr is divided by 10
+    start_from: str = ""                    # snapshot or weights that a new run goes on from, not model.pretrained
     warmup_steps: int = 0                   # linear rise of lr from 0
     max_grad_norm: float = 0.0              # 0: no clipping
     precision: Literal["float32", "bfloat16"] = "float32"

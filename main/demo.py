@@ -1,7 +1,8 @@
 """Reconstruct both hands in photographs.
 
-    python demo.py --test_epoch 29 --input FOLDER_OR_IMAGE --output DIR [--boxes FILE.json] [--gpu 0]
+    python demo.py --input FOLDER_OR_IMAGE --output DIR [--boxes FILE.json] [--gpu 0]
 
+The network is the one that comes with the repository, unless --test_epoch or --checkpoint names another.
 For each picture: overlay/NAME.png, side/NAME.png, panel/NAME.png (both beside the photograph),
 meshes/NAME_{right,left}.obj and params/NAME_{right,left}.json. One line for each picture tells what became of it.
 The folders of RGB2Hands and EgoHands are recognised and bring their own boxes. Exit code 4: some pictures could not
@@ -14,22 +15,20 @@ import argparse
 import sys
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-import torch
-from torch import nn
 from tqdm import tqdm
 
-from common.engine.acceleration import for_inference
-from common.engine.build import ROOT, configured_hand_model, refuse_changes, trained_model
-from common.engine.checkpoint import load_snapshot, snapshot_path
+from common.engine.build import ROOT
+from common.engine.checkpoint import snapshot_path
 from common.engine.demo import reconstruct, result_files, write_results
 from common.engine.launch import GPU_FORMS, Process, launch
+from common.engine.network import load_network
 from common.errors import EXIT_OK, EXIT_SOME_FAILED, UserError, run_entry_point
-from common.mano import HandModel, check_same_model
+from common.weights import SHIPPED
 from data.checks import BadSample
 from data.ImageFolder import ImageFolder, read_boxes
-from main.config import Config, changed_config, config_from_dict, mano_overrides
+from main.config import mano_overrides
 
 
 def demo(args: argparse.Namespace, process: Process) -> int:
@@ -39,10 +38,12 @@ def demo(args: argparse.Namespace, process: Process) -> int:
     folder = ImageFolder(args.input, boxes)
     outputs = [result_files(args.output, name) for name in folder.names]
     prepare_output(args.output, outputs, args.overwrite)
-    network = load_network(args.checkpoint or snapshot_path(ROOT / "output" / "model_dump", args.test_epoch),
-                           [*args.set, *mano_overrides(args.mano)], process.device)
+    path = chosen_file(args)
+    network = load_network(path, [*args.set, *mano_overrides(args.mano)], process.device)
     process.gather(None)        # nobody writes before everybody has looked at what exists
     box_ratio, size = network.config.data.box_ratio, network.config.model.input_size
+    if process.is_main and path == SHIPPED:
+        print(introduction(network.trained.metrics))
     if process.is_main and folder.without_box:
         print(f"{len(folder.without_box)} of {len(folder)} pictures have no box and are used whole. LGNet expects both "
               f"hands to fill about {box_ratio:.0%} of the picture: see --boxes.")
@@ -57,7 +58,7 @@ def demo(args: argparse.Namespace, process: Process) -> int:
             tqdm.write(f"{label}: not used: {bad.detail}", file=sys.stderr)
             continue
         result = reconstruct(network.model, photo, size, process.device)
-        source = {"image": label, "checkpoint_sha256": network.sha256}
+        source = {"image": label, "checkpoint_sha256": network.trained.sha256}
         write_results(outputs[index], photo, result, network.hand_model, source)
         tqdm.write(f"{label}: {folder.names[index]}")
 
@@ -67,28 +68,22 @@ def demo(args: argparse.Namespace, process: Process) -> int:
     return EXIT_SOME_FAILED if failed else EXIT_OK
 
 
-class Network(NamedTuple):
-    """A trained LGNet and what it was trained with."""
-
-    model: nn.Module
-    hand_model: HandModel
-    config: Config
-    sha256: str     # of the snapshot
+def chosen_file(args: argparse.Namespace) -> Path:
+    """The snapshot or file of weights that the arguments choose."""
+    if args.test_epoch is not None:
+        return snapshot_path(ROOT / "output" / "model_dump", args.test_epoch)
+    return args.checkpoint or SHIPPED
 
 
-def load_network(path: Path, overrides: list[str], device: torch.device) -> Network:
-    """The network of a snapshot, in evaluation mode."""
-    snapshot, sha256 = load_snapshot(path)
-    stored = config_from_dict(snapshot.config)
-    config = changed_config(stored, overrides)
-    refuse_changes(stored, config, str(path))
-    if config.model.refine_camera == "ground_truth":
-        raise UserError(f"{path} is an ablation that needs the true camera (model.refine_camera is ground_truth).",
-                        "Photographs have none: use another snapshot.")
-    hand_model = configured_hand_model(config)
-    check_same_model(hand_model.identity, snapshot.hand_model, str(path))
-    model = trained_model(config, hand_model, snapshot.model, str(path)).to(device)
-    return Network(for_inference(model), hand_model, config, sha256)
+def introduction(metrics: dict[str, Any] | None) -> str:
+    """One line on the weights that come with the repository.
+
+    metrics: as in `common.weights.Facts`.
+    """
+    scores = "not measured" if metrics is None else (
+        f"MPJPE {metrics['mpjpe']:.2f} mm on {metrics['samples']} rendered test samples, protocol "
+        f"'{metrics['protocol']}'")
+    return f"Weights: {SHIPPED.name} ({scores}), trained on rendered hands only."
 
 
 def prepare_output(output: Path, outputs: list[dict[str, Path]], overwrite: bool) -> None:
@@ -107,9 +102,9 @@ def prepare_output(output: Path, outputs: list[dict[str, Path]], overwrite: bool
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpu", help=GPU_FORMS)
-    which = parser.add_mutually_exclusive_group(required=True)
+    which = parser.add_mutually_exclusive_group()
     which.add_argument("--test_epoch", type=int, help="N of output/model_dump/snapshot_N.pth.tar")
-    which.add_argument("--checkpoint", type=Path, metavar="FILE", help="a snapshot elsewhere")
+    which.add_argument("--checkpoint", type=Path, metavar="FILE", help="a snapshot elsewhere, or a file of weights")
     parser.add_argument("--input", type=Path, required=True, help="a folder of pictures, or one picture")
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
     parser.add_argument("--boxes", type=Path, metavar="FILE",

@@ -1,4 +1,7 @@
-"""Test a snapshot.   python test.py [--gpu 0] --test_epoch 29 [--split test] [--set data.root=… …]"""
+"""Test a snapshot.   python test.py [--gpu 0] --test_epoch 29 [--split test] [--set data.root=… …]
+
+--checkpoint FILE tests a snapshot elsewhere or a file of weights instead.
+"""
 
 import _bootstrap  # noqa: F401, I001   repository root on sys.path
 
@@ -8,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from common.engine.build import ROOT, refuse_changes
-from common.engine.checkpoint import best_epoch, load_snapshot, snapshot_path
+from common.engine.checkpoint import best_epoch, snapshot_path
 from common.engine.evaluator import Evaluator, report, samples_sha256, write_samples
 from common.engine.launch import GPU_FORMS, Process, launch
 from common.engine.log import start_log
@@ -16,30 +19,32 @@ from common.engine.run_lock import run_lock
 from common.errors import EXIT_OK, run_entry_point
 from common.plots import write_curves
 from common.predictions import Origin, PredictionWriter, join_parts
+from common.weights import load_trained
 from main.config import changed_config, config_from_dict, config_to_dict, mano_overrides
 
 
-def test(output: Path, epoch: int | Literal["best"], overrides: list[str], dump: Path | None,
+def test(output: Path, which: int | Literal["best"] | Path, overrides: list[str], dump: Path | None,
          predictions: Path | None, process: Process) -> int:
+    """which: an epoch of the run in `output`, or a file."""
     with run_lock(output / "test.lock", process, "Wait for that test to end: each replaces the result of the one "
                   "before."):
         start_log(output / "log" / "test.log", is_main=process.is_main)
-        if epoch == "best":     # training may save another one meanwhile: the main process decides
-            epoch = process.gather(best_epoch(output / "model_dump"))[0]
-        return score(output, epoch, overrides, dump, predictions, process)
+        if which == "best":     # training may save another one meanwhile: the main process decides
+            which = process.gather(best_epoch(output / "model_dump"))[0]
+        return score(output, which, overrides, dump, predictions, process)
 
 
-def score(output: Path, epoch: int, overrides: list[str], dump: Path | None, predictions: Path | None,
+def score(output: Path, which: int | Path, overrides: list[str], dump: Path | None, predictions: Path | None,
           process: Process) -> int:
-    path = snapshot_path(output / "model_dump", epoch)
-    snapshot, sha256 = load_snapshot(path)
-    process.refuse_difference("snapshot", f"{path.name} with sha256 {sha256[:12]}")
-    stored = config_from_dict(snapshot.config)
+    path = which if isinstance(which, Path) else snapshot_path(output / "model_dump", which)
+    trained = load_trained(path)
+    process.refuse_difference("snapshot", f"{path.name} with sha256 {trained.sha256[:12]}")
+    stored = config_from_dict(trained.config)
     config = changed_config(stored, overrides)
     refuse_changes(stored, config, str(path))
 
     writer = PredictionWriter(predictions, process.rank) if predictions else None
-    evaluator = Evaluator.build(config, snapshot, str(path), process, save=writer and writer.add)
+    evaluator = Evaluator.build(config, trained, str(path), process, save=writer and writer.add)
     tally = evaluator.run()
     if writer:
         writer.close()
@@ -47,14 +52,15 @@ def score(output: Path, epoch: int, overrides: list[str], dump: Path | None, pre
     if not process.is_main:
         return EXIT_OK
     if predictions:
-        origin = Origin(config.data.testset, config.data.test_split, snapshot.hand_model)
+        origin = Origin(config.data.testset, config.data.test_split, trained.hand_model)
         join_parts(predictions, process.world_size, origin, evaluator.sample_id)
     curves = write_curves(tally, evaluator.protocol, output / "result" / "curves", config.test.bins)
     data = {"name": config.data.testset, "split": config.data.test_split, "root": Path(config.data.root).name,
             "filter": config.data.filter, "box_source": config.data.box_source,
             "samples_sha256": samples_sha256(evaluator.size, evaluator.sample_id)}
-    facts = {"curves": curves, "data": data, "hand_model": snapshot.hand_model, "checkpoint_sha256": sha256,
-             "epoch": epoch, "config": config_to_dict(config)}
+    facts = {"curves": curves, "data": data, "hand_model": trained.hand_model, "checkpoint": path.name,
+             "checkpoint_sha256": trained.sha256, "epoch": None if which == path else which,
+             "config": config_to_dict(config)}
     code = report(evaluator.scores(), facts, output / "result")
     if dump:
         write_samples(dump, tally, evaluator.sample_id)
@@ -68,8 +74,10 @@ def epoch_or_best(text: str) -> int | Literal["best"]:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Test a snapshot; the model is built from the configuration in it.")
     parser.add_argument("--gpu", help=GPU_FORMS)
-    parser.add_argument("--test_epoch", type=epoch_or_best, required=True, metavar="N",
-                        help="of snapshot_N.pth.tar, or best: the lowest score in the validation of training")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--test_epoch", type=epoch_or_best, metavar="N",
+                       help="of snapshot_N.pth.tar, or best: the lowest score in the validation of training")
+    which.add_argument("--checkpoint", type=Path, metavar="FILE", help="a snapshot elsewhere, or a file of weights")
     parser.add_argument("--testset", help="short for --set data.testset=NAME")
     parser.add_argument("--split", help="short for --set data.test_split=NAME")
     parser.add_argument("--protocol", help="short for --set test.protocol=NAME: whose numbers are printed and drawn")
@@ -93,8 +101,8 @@ def main() -> int:
               "test.bins": args.bins and f"[{','.join(args.bins)}]"}
     overrides = [*args.set, *(f"{key}={value}" for key, value in chosen.items() if value is not None)]
     overrides += mano_overrides(args.mano)
-    return launch(partial(test, ROOT / args.output, args.test_epoch, overrides, args.dump, args.save_predictions),
-                  args.gpu)
+    which = args.checkpoint or args.test_epoch
+    return launch(partial(test, ROOT / args.output, which, overrides, args.dump, args.save_predictions), args.gpu)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ from scipy.spatial.transform import Rotation
 
 from common.hands import MANO21, MODEL16, TIP_VERTICES, Hand
 from common.mano import load_hand_model
+from common.types import ManoParams
 from data.synthetic import contact
-from data.synthetic.articulation import PRESETS, Rig, load_rig, rest_joints, sample_angles
+from data.synthetic.articulation import PRESETS, Rig, finger_rotations, load_rig, rest_joints, sample_angles
 from data.synthetic.body import wrist_angles
 from data.synthetic.camera import sample_cameras
 from data.synthetic.families import FAMILIES, FAMILY_SHARES, sample_kind, sample_single
@@ -67,6 +68,17 @@ def test_the_ring_finger_takes_its_neighbours_along_more_than_the_index():
     assert company[2, 3] > company[0, 3]
 
 
+def test_no_preset_passes_through_itself(hands):
+    bones = hands.model.weights[Hand.RIGHT].argmax(dim=1).numpy()
+    for preset in PRESETS:
+        angles = torch.from_numpy(sample_angles(hands.rig, preset, 0.0, np.random.default_rng(0))).float()
+        rotations = torch.eye(3).repeat(1, 2, 16, 1, 1)
+        rotations[0, Hand.RIGHT, 1:] = finger_rotations(hands.rig, angles)
+        with torch.no_grad():
+            vertices = hands.layer(ManoParams(rotations, torch.zeros(1, 2, 10)))[0, Hand.RIGHT].double().numpy()
+        assert own_depth_mm(vertices, hands.model.faces[Hand.RIGHT].numpy(), bones) < 2, preset
+
+
 def test_pinching_fingers_meet_the_thumb(hands):
     """The pads of single hands whose start wants thumb and finger to meet."""
     rngs = [np.random.default_rng(k) for k in range(40)]
@@ -101,7 +113,7 @@ def test_hands_hardly_pass_through_each_other_or_themselves(steps, hands):
     depth = [step.interaction(hands.model).max_depth_mm for kind, step in steps if kind in FAMILIES]
     own = [own_depth_mm(step.vertices[hand].astype(float), hands.model.faces[hand].numpy(), bones)
            for _, step in steps[::3] for hand in step.present]
-    assert np.percentile(depth, 95) < 3 and np.percentile(own, 90) < 3
+    assert np.percentile(depth, 95) < 3 and np.percentile(own, 95) < 2
 
 
 def test_settled_angles_are_within_the_joint_limits(steps, hands):

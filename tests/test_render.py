@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from scipy.spatial import ConvexHull
 
 from common.geometry import apply_affine
 from common.hands import Hand
@@ -40,7 +41,8 @@ def assets(hands):
 def batches(hands, assets):
     rngs = [np.random.default_rng(k) for k in range(3)]
     steps = pose_steps(["palm_to_palm", "right", "left"], np.zeros((3, 10)), rngs, hands.solver)
-    return RenderedBatches(pose_bank(steps, [np.zeros(10)] * 3, hands), assets, size=SIZE, box_ratio=0.8, seed=5)
+    return RenderedBatches(pose_bank(steps, [np.zeros(10)] * 3, hands), assets, size=SIZE, box_ratio=0.8, seed=5,
+                           rows=torch.arange(9) % 3)
 
 
 def sphere_px(radius, depth):
@@ -99,19 +101,40 @@ def test_limbs_are_closed_round_the_wrist_and_wound_outwards(hand, hands, assets
     assert len(border) == 32 and 5e-4 < volume < 5e-3
 
 
-def test_things_are_wound_outwards_on_both_hands(hands, assets):
-    rngs = [np.random.default_rng(0) for _ in Hand]
-    steps = pose_steps([hand.label for hand in Hand], np.zeros((2, 10)), rngs, hands.solver)
-    dice = Dice.of(torch.tensor([0, 1]))
+def figures_with_things(hands, assets, kinds):
+    """Figures (len(kinds)) that all wear watches and should hold an object, and the hands they are built round."""
+    count = len(kinds)
+    rngs = [np.random.default_rng(k) for k in range(count)]
+    posed = stack_hands(pose_steps(kinds, np.zeros((count, 10)), rngs, hands.solver))
+    dice = Dice.of(torch.arange(count))
     wear = sample_wear(dice, dice, dice)
-    wear = wear._replace(watch=torch.ones(2, 2, dtype=torch.bool), object=torch.ones(2, dtype=torch.bool))
-    figure = build_figure(stack_hands(steps), wear, dice, dice, assets.shared)
-    for number, hand in enumerate(Hand):
-        for part in (20 + hand, 22):                        # watch case, object
-            faces = assets.shared.faces[assets.shared.part == part]
-            corners = figure.vertices[number][faces].double()
-            volume = torch.linalg.det(corners - corners.mean(dim=(0, 1))).sum() / 6
-            assert 1e-7 < volume < 1e-3, (hand, part)
+    wear = wear._replace(watch=torch.ones(count, 2, dtype=torch.bool), object=torch.ones(count, dtype=torch.bool))
+    return build_figure(posed, wear, dice, dice, assets.shared), posed
+
+
+def test_watches_are_wound_outwards_on_both_hands(hands, assets):
+    figure, _ = figures_with_things(hands, assets, [hand.label for hand in Hand])
+    for hand in Hand:
+        corners = figure.vertices[hand][assets.shared.faces[assets.shared.part == 20 + hand]].double()
+        volume = torch.linalg.det(corners - corners.mean(dim=(0, 1))).sum() / 6
+        assert 1e-7 < volume < 1e-3, hand
+
+
+def test_held_things_are_wound_outwards_and_no_hand_reaches_into_them(hands, assets):
+    figure, posed = figures_with_things(hands, assets, [hand.label for hand in Hand] * 6)
+    faces, held = assets.shared.faces[assets.shared.part == 22], 0
+    for number in range(len(figure.vertices)):
+        corners = figure.vertices[number][faces].double()
+        volume = torch.linalg.det(corners - corners.mean(dim=(0, 1))).sum() / 6
+        if volume == 0:
+            continue                                        # did not fit
+        held += 1
+        assert 1e-8 < volume < 1e-3
+        planes = ConvexHull(corners.flatten(0, 1).numpy()).equations
+        hand = posed.vertices[number][posed.present[number]].flatten(0, 1).double().numpy()
+        outside = (hand @ planes[:, :3].T + planes[:, 3]).max(axis=1)
+        assert -5e-4 < outside.min() < 0.012                  # metres: touched, or nearly
+    assert held >= 6
 
 
 def test_a_plate_casts_its_shadow_and_no_more():
@@ -206,6 +229,14 @@ def test_batches_have_the_types_of_a_loader_and_finite_pictures(batches):
     assert absent.any() and (batch.targets.vertices[absent] == 0).all() and (batch.targets.wrist[absent] == 0).all()
 
 
+def test_a_batch_rendered_in_parts_is_the_batch_rendered_at_once(batches):
+    indices = torch.arange(9)                                           # one more than a part
+    together, at_once = batches.batch(1, indices), batches.part(1, indices)
+    assert (together.image - at_once.image).abs().mean() < 1e-3         # sums may round otherwise
+    torch.testing.assert_close(together.targets.vertices, at_once.targets.vertices)
+    assert together.index.tolist() == list(range(9))
+
+
 def test_a_picture_does_not_depend_on_its_neighbours(batches):
     alone, among = batches.batch(1, torch.tensor([4])), batches.batch(1, torch.arange(6))
     assert (alone.image[0] - among.image[4]).abs().mean() < 1e-3        # sums may round otherwise
@@ -216,7 +247,7 @@ def test_a_gpu_renders_what_the_cpu_renders(batches, hands):
     device = torch.device("cuda")
     bank = type(batches.bank)(*(values.to(device) for values in batches.bank))
     on_gpu = RenderedBatches(bank, load_assets(hands.surface, hands.model.template[Hand.RIGHT].numpy(), device),
-                             size=SIZE, box_ratio=0.8, seed=5)
+                             size=SIZE, box_ratio=0.8, seed=5, rows=batches.rows.to(device))
     there, here = on_gpu.batch(0, torch.arange(6, device=device)), batches.batch(0, torch.arange(6))
     assert (there.image.cpu() - here.image).abs().mean() < 4e-3         # sums round otherwise
     torch.testing.assert_close(there.targets.joints_crop.cpu(), here.targets.joints_crop, atol=0.05, rtol=1e-3)

@@ -1,8 +1,15 @@
-"""Render a two-hand set in InterHand2.6M's layout.   python tool/make_synthetic.py --out DIR --frames 3000 --seed 0
+"""Render a two-hand set in InterHand2.6M's layout.
+
+    python tool/make_synthetic.py --out DIR --frames 3000 --seed 0
+    python tool/make_synthetic.py --out DIR --preset rendered-v1
 
 --frames counts images over all splits: 85 % train, 5 % val, 10 % test, each with people, clothes, lights and cameras
 of its own. The set depends only on --frames, --seed, --cameras and --interacting, not on the number of workers. An
 interrupted run goes on where it stopped when it is started again.
+
+--preset renders a set that stands still, to compare results on: it brings settings of its own, needs the renderer and
+the hand that it was frozen with, and is compared with what was recorded then. Started again on a finished set it only
+compares, as `tool/verify_data.py --preset` does where nothing can be rendered. Exit code: 4 if it is not the preset.
 """
 
 import argparse
@@ -15,39 +22,76 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np  # noqa: E402
 
-from common.errors import UserError, run_entry_point  # noqa: E402
+from common.errors import EXIT_OK, UserError, run_entry_point  # noqa: E402
 from data.synthetic.generate import generate  # noqa: E402
 from data.synthetic.plan import Settings  # noqa: E402
+from data.synthetic.preset import Preset, load_preset, print_verdict, record_preset  # noqa: E402
+
+CONTENT_FLAGS = ("frames", "seed", "cameras", "interacting")
 
 
-def main() -> None:
+def main() -> int:
     args = _parse_args()
     if args.workers < 1:
         raise UserError(f"--workers is {args.workers}.", "It must be at least 1.")
-    interactions = generate(args.out, Settings(args.frames, args.seed, args.cameras, args.interacting), args.workers)
-    print(f"{args.out}: {args.frames} images.")
-    records = [record for split in interactions.values() for capture in split.values() for record in capture.values()]
-    if records:
-        _print_interactions(records)
+    preset = _preset(args)
+    settings = preset.settings if preset else _settings(args)
+    interactions = generate(args.out, settings, args.workers)
+    print(f"{args.out}: {settings.frames} images.")
+    _print_interactions(interactions)
+    if args.record:
+        record_preset(args.out, preset)
+        preset = load_preset(args.preset)
+    return print_verdict(args.out, preset) if preset else EXIT_OK
+
+
+def _preset(args: argparse.Namespace) -> Preset | None:
+    """The preset asked for, if this code can render or record it."""
+    if not args.preset:
+        if args.record:
+            raise UserError("--record was given without --preset.")
+        return None
+    given = [f"--{name}" for name in CONTENT_FLAGS if getattr(args, name) is not None]
+    if given:
+        raise UserError(f"--preset {args.preset} was given with {', '.join(given)}.",
+                        "A preset has settings of its own: leave one or the other out.")
+    preset = load_preset(args.preset)
+    if not args.record:
+        preset.check_code()
+    elif preset.splits:
+        raise UserError(f"{preset.name} is frozen.", "Make another preset beside it.")
+    return preset
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    if args.frames is None:
+        raise UserError("Neither --frames nor --preset was given.", "One of them says how many images to render.")
+    given = {name: getattr(args, name) for name in CONTENT_FLAGS if getattr(args, name) is not None}
+    return Settings(**{"seed": 0, **given})
 
 
 def _parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the set")
-    parser.add_argument("--frames", type=int, required=True,
-                        help="images over all splits: 85 %% train, 5 %% val, 10 %% test")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cameras", type=int, default=2, help="that see each time step (default: 2)")
-    parser.add_argument("--interacting", type=float, default=0.8,
+    parser.add_argument("--frames", type=int, help="images over all splits: 85 %% train, 5 %% val, 10 %% test")
+    parser.add_argument("--seed", type=int, help="default: 0")
+    parser.add_argument("--cameras", type=int, help="that see each time step (default: 2)")
+    parser.add_argument("--interacting", type=float,
                         help="share of time steps with both hands; the rest is right or left alone (default: 0.8)")
+    parser.add_argument("--preset", metavar="NAME", help="a set that stands still: rendered-v1")
+    parser.add_argument("--record", action="store_true",
+                        help="for maintainers: freeze a preset that has not been recorded as what this code renders")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one for each CPU)")
     parser.add_argument("--hand_model", choices=["builtin"], default="builtin",
                         help="MANO has no skin of its own: only the built-in hand can be rendered")
     return parser.parse_args()
 
 
-def _print_interactions(records: list[dict[str, Any]]) -> None:
+def _print_interactions(interactions: dict[str, dict[str, Any]]) -> None:
     """How deep hands pass through each other, and how often they touch."""
+    records = [record for split in interactions.values() for capture in split.values() for record in capture.values()]
+    if not records:
+        return
     depth = np.array([record["max_depth_mm"] for record in records])
     print(f"interacting time steps: {len(records)}, in contact {np.mean([r['is_contact'] for r in records]):.0%}, "
           f"deepest vertex inside the other hand: median {np.median(depth):.2f} mm, "

@@ -20,13 +20,11 @@ from common.errors import run_entry_point  # noqa: E402
 from common.mano import load_hand_model  # noqa: E402
 from data import build_reader  # noqa: E402
 from data.subset import spread_evenly  # noqa: E402
+from data.synthetic.generate import KEEP_MEMORY  # noqa: E402
 from main.config import Config, load_config  # noqa: E402
 
 FRAMES = 1600
 NUM_PHOTOS = 12
-# For glibc: keep freed memory for the next step instead of giving it back to the system and fetching it again page by
-# page, which took a sixth of a training step on the CPU.
-KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34), "MALLOC_TOP_PAD_": str(1 << 28)}
 
 
 def main() -> int:

@@ -40,6 +40,7 @@ _CLOSELY = 5                    # every fifth frame is also measured for what ta
 _INTERACTING = 0.8              # share of frames with both hands, as in `make_synthetic.py`
 _PICTURE = 160                  # pixels along the side of the z-buffer that finds hidden vertices
 _BEHIND = 0.004                 # metres behind the nearest surface: hidden
+_DEEPEST_SHOWN = 5.0            # mm
 _CELLS = (8, 12)                # equal areas of the sphere: bands of height, sectors round
 _ANGLES = {"first joint, flexion": ("1", 0), "second joint, flexion": ("2", 0), "last joint, flexion": ("3", 0),
            "first joint, spread": ("1", 1)}
@@ -242,65 +243,89 @@ def draw(frames: list[Frame], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    with plt.rc_context({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}):
-        figure, axes = plt.subplots(3, 4, figsize=(13, 8.6), layout="constrained")
-        _draw_contact(axes[0], frames)
-        _draw_views(axes[1], frames, plt)
+    with plt.rc_context({"font.size": 9, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False}):
+        figure, axes = plt.subplots(3, 4, figsize=(16, 11), layout="constrained")
+        _draw_meeting(axes[0], frames)
+        _draw_views(axes[0, 3], frames, plt)
+        _draw_wrists(axes[1], frames)
         for axis, (name, (joint, turn)) in zip(axes[2], _ANGLES.items(), strict=True):
             _draw_angles(axis, name, joint, turn, frames)
-        figure.savefig(path, dpi=130)
+        pairs = np.mean([not np.isnan(frame.depth_mm) for frame in frames])
+        figure.suptitle(f"{len(frames)} frames, {pairs:.0%} of them with two hands", fontsize=12)
+        figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
-def _draw_contact(axes, frames: list[Frame]) -> None:
+def _draw_meeting(axes, frames: list[Frame]) -> None:
+    """How hands touch, pass through each other and themselves, and hide each other."""
     pairs = [frame for frame in frames if not np.isnan(frame.depth_mm)]
     kinds = sorted({frame.kind for frame in pairs})
-    shares = [np.mean([f.is_contact for f in pairs if f.kind == kind]) for kind in kinds]
-    axes[0].barh(kinds, shares, color="#7a9cc6")
-    axes[0].set(title="share in contact", xlim=(0, 1))
-    bins = np.linspace(0, 4, 41)
+    shares = np.array([np.mean([f.is_contact for f in pairs if f.kind == kind]) for kind in kinds])
+    order = np.argsort(shares, kind="stable")
+    axes[0].barh([kinds[k].replace("_", " ") for k in order], 100 * shares[order], color="#7a9cc6")
+    axes[0].set(title=f"hands in contact: {np.mean([f.is_contact for f in pairs]):.0%} of the pairs", xlim=(0, 100),
+                xlabel="% of the family's pairs")
+
     closely = [frame for frame in frames if not np.isnan(frame.hidden)]
-    depth, own = [f.depth_mm for f in pairs if f.depth_mm > 0], [f.own_depth_mm for f in closely if f.own_depth_mm > 0]
-    axes[1].hist(np.clip(depth, 0, 4), bins, color="#c67a7a", label=f"{len(depth)} of {len(pairs)} in the other hand",
-                 alpha=0.8)
-    axes[1].hist(np.clip(own, 0, 4), bins, histtype="step", color="#333333",
-                 label=f"{len(own)} of {len(closely)} in the own hand")
-    axes[1].set(title="deepest vertex, where any is inside", xlabel="mm")
-    axes[1].legend(frameon=False)
-    axes[2].hist([f.hidden for f in closely], 40, color="#7ab08a", label="all")
-    axes[2].hist([f.hidden_by_other for f in closely if not np.isnan(f.depth_mm)], 40, histtype="step", color="#333333",
-                 label="by the other hand alone")
-    axes[2].set(title="hidden share of the vertices")
+    bins = np.linspace(0, _DEEPEST_SHOWN, 41)
+    for name, depth, colour, filled in (
+            ("other hand", np.array([f.depth_mm for f in pairs]), "#c0504d", True),
+            ("own hand", np.array([f.own_depth_mm for f in closely]), "#333333", False)):
+        middle, high = np.percentile(depth, (50, 95))
+        axes[1].hist(np.minimum(depth, _DEEPEST_SHOWN), bins, weights=np.full(len(depth), 100 / len(depth)),
+                     color=colour, histtype="bar" if filled else "step", alpha=0.55 if filled else 1,
+                     label=f"in the {name}: median {middle:.2f} mm,\n95th percentile {high:.2f} mm, "
+                           f"{np.mean(depth > 3):.1%} over 3 mm")
+        axes[1].axvline(middle, color=colour, linestyle=":")
+        axes[1].axvline(high, color=colour, linestyle="--")
+    axes[1].set(title="penetration: depth of the deepest vertex", yscale="log",
+                xlabel=f"mm (: median, -- 95th percentile; the last bar holds all over {_DEEPEST_SHOWN:g})",
+                ylabel="% (pairs, frames)")
+    axes[1].legend(frameon=False, loc="upper right")
+
+    for name, shares, colour, filled in (
+            ("all", np.array([f.hidden for f in closely]), "#7ab08a", True),
+            ("by the other hand alone", np.array([f.hidden_by_other for f in closely if not np.isnan(f.depth_mm)]),
+             "#333333", False)):
+        axes[2].hist(100 * shares, 40, color=colour, histtype="bar" if filled else "step",
+                     label=f"{name}: mean {shares.mean():.0%}")
+    axes[2].set(title="vertices that the camera does not see", xlabel="% of the vertices", ylabel="frames")
     axes[2].legend(frameon=False)
-    axes[3].hist([1000 * f.wrist_distance for f in pairs], 50, color="#a58ac0")
-    axes[3].set(title="distance of the wrists", xlabel="mm")
 
 
-def _draw_views(axes, frames: list[Frame], plt) -> None:
+def _draw_views(axis, frames: list[Frame], plt) -> None:
     counts = _cell_counts(_present(frames, "view"))
-    picture = axes[0].imshow(counts * counts.size / counts.sum(), origin="lower", extent=(-180, 180, -1, 1),
-                             aspect="auto", cmap="viridis", vmin=0)
-    axes[0].set(title="where the camera stands, seen from the hand\n(density; 1 is even)",
-                xlabel="degrees round the back axis", ylabel="palm side      ...      back side")
-    plt.colorbar(picture, ax=axes[0])
+    picture = axis.imshow(counts * counts.size / counts.sum(), origin="lower", extent=(-180, 180, -1, 1),
+                          aspect="auto", cmap="viridis", vmin=0)
+    axis.set(title=f"camera directions from the hand:\n{(counts > 0).sum()} of {counts.size} equal areas hold some",
+             xlabel="degrees round the axis through palm and back", yticks=[-1, 0, 1],
+             yticklabels=["palm", "edge", "back"])
+    plt.colorbar(picture, ax=axis, label="density; 1 is even")
+
+
+def _draw_wrists(axes, frames: list[Frame]) -> None:
+    """Where wrists are, how they, the thumb and the fingers' ends bend."""
+    axes[0].hist([1000 * f.wrist_distance for f in frames if not np.isnan(f.depth_mm)], 50, color="#a58ac0")
+    axes[0].set(title="distance of the wrists", xlabel="mm", ylabel="pairs")
     wrists = _present(frames, "wrist_degrees")
     axes[1].hexbin(wrists[:, 1], wrists[:, 0], gridsize=30, cmap="viridis", mincnt=1)
     axes[1].set(title="wrists", xlabel="deviation towards the thumb, degrees", ylabel="extension, degrees")
-    thumb = _present(frames, "angles")[:, MODEL16.index("thumb1") - 1]
+    bent = _present(frames, "angles")
+    thumb = bent[:, MODEL16.index("thumb1") - 1]
     axes[2].hexbin(thumb[:, 0], thumb[:, 1], gridsize=30, cmap="viridis", mincnt=1)
     axes[2].set(title="thumb's carpal joint", xlabel="flexion, degrees", ylabel="abduction, degrees")
-    bent = _present(frames, "angles")
     middle, last = (bent[:, [MODEL16.index(f"{f}{k}") - 1 for f in ("index", "middle", "ring", "pinky")], 0].ravel()
                     for k in (2, 3))
     axes[3].hexbin(middle, last, gridsize=30, cmap="viridis", bins="log", mincnt=1)
-    axes[3].set(title="fingers", xlabel="second joint, degrees", ylabel="last joint, degrees")
+    axes[3].set(title="fingers: the last joint follows the second", xlabel="second joint, degrees",
+                ylabel="last joint, degrees")
 
 
 def _draw_angles(axis, name: str, joint: str, turn: int, frames: list[Frame]) -> None:
     angles = _present(frames, "angles")
     for finger in ("index", "middle", "ring", "pinky"):
         axis.hist(angles[:, MODEL16.index(f"{finger}{joint}") - 1, turn], 60, histtype="step", label=finger)
-    axis.set(title=name, xlabel="degrees")
+    axis.set(title=name, xlabel="degrees", ylabel="hands")
     axis.legend(frameon=False)
 
 

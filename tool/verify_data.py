@@ -1,10 +1,12 @@
 """Look at every sample of a data set before a night of training: what is missing, broken, black or labelled wrongly?
 
     python tool/verify_data.py --set data.root=ROOT [--testset HIC] [--split train test] [--limit 1000] [--json FILE]
+    python tool/verify_data.py --set data.root=ROOT --preset rendered-v1
 
 Samples are read and checked as in training, in several processes. A table tells how many cannot be used for each
-reason, with the first of them; annotations that are broken beyond reading are in it too. Exit code: 0 if nothing is
-wrong, 4 if anything is, 2 if the set cannot be opened.
+reason, with the first of them; annotations that are broken beyond reading are in it too. --preset compares a rendered
+set with what was recorded of one that stands still instead. Exit code: 0 if nothing is wrong, 4 if anything is, 2 if
+the set cannot be opened.
 """
 
 import argparse
@@ -23,7 +25,7 @@ import numpy as np  # noqa: E402
 from torch.utils.data import DataLoader, Dataset  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from common.engine.build import configured_dataset, configured_hand_model  # noqa: E402
+from common.engine.build import ROOT, configured_dataset, configured_hand_model  # noqa: E402
 from common.engine.checkpoint import write_atomically  # noqa: E402
 from common.engine.loading import loaded  # noqa: E402
 from common.engine.seeding import use_one_thread  # noqa: E402
@@ -32,6 +34,7 @@ from common.mano import HandModel  # noqa: E402
 from data.checks import BadSample, Reason  # noqa: E402
 from data.dataset import read_frame  # noqa: E402
 from data.schema import NoSuchSplit, Reader  # noqa: E402
+from data.synthetic.preset import load_preset, print_verdict  # noqa: E402
 from main.config import Config, load_config, mano_overrides  # noqa: E402
 
 SPLITS = ("train", "val", "test")
@@ -65,6 +68,8 @@ def main() -> int:
     if args.workers < 0 or args.limit < 0:
         raise UserError(f"--workers is {args.workers} and --limit {args.limit}.", "Neither may be negative.")
     config = load_config(args.config, [*args.set, *mano_overrides(args.mano)])
+    if args.preset:
+        return print_verdict(Path(ROOT, config.data.root), load_preset(args.preset))
     name = args.testset or config.data.trainset
     reports = {}
     for split, reader in _readers(config, configured_hand_model(config), name, args.split):
@@ -81,6 +86,7 @@ def _parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="lgnet", help="a YAML file, or the name of one in main/configs")
     parser.add_argument("--testset", metavar="NAME", help="the data set (default: the configuration's data.trainset)")
+    parser.add_argument("--preset", metavar="NAME", help="is the set under data.root this one? For example rendered-v1")
     parser.add_argument("--split", nargs="+", help=f"default: those that exist of {', '.join(SPLITS)}")
     parser.add_argument("--mano", metavar="FOLDER", help="use the MANO files in FOLDER")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",

@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from common.engine.checkpoint import load_weights
@@ -12,10 +13,12 @@ from common.errors import UserError
 from common.losses import TwoHandLoss
 from common.mano import HandModel, load_hand_model
 from common.nets.lgnet import LGNet, build_lgnet
+from common.weights import load_trained
 from data import build_reader
 from data.augment import AugmentRanges
 from data.dataset import TwoHandDataset
 from data.subset import EvenSubset
+from data.synthetic.batches import RenderedBatches
 from main.config import Config, config_to_dict
 
 log = logging.getLogger(__name__)
@@ -37,6 +40,15 @@ def configured_dataset(config: Config, hand_model: HandModel, name: str, split: 
     augment = AugmentRanges(**asdict(data.augment)) if augmented else None
     return TwoHandDataset(reader, size=config.model.input_size, box_ratio=data.box_ratio, augment=augment,
                           seed=config.train.seed)
+
+
+def rendered_batches(config: Config, dataset: TwoHandDataset, device: torch.device) -> RenderedBatches | None:
+    """What draws the training samples anew on the device; None if training reads the dataset's files."""
+    data = config.data
+    if not data.render_anew:
+        return None
+    return RenderedBatches.of_set(dataset.reader, ROOT / data.root, data.train_split, size=config.model.input_size,
+                                  box_ratio=data.box_ratio, seed=config.train.seed, device=device)
 
 
 def validation_dataset(config: Config, hand_model: HandModel) -> TwoHandDataset:
@@ -68,12 +80,39 @@ def configured_model(config: Config, hand_model: HandModel) -> LGNet:
 
 def trained_model(config: Config, hand_model: HandModel, weights: dict[str, Tensor], where: str) -> LGNet:
     """The model with the weights of a snapshot; UserError if they do not fit."""
-    # The snapshot replaces all weights: none are fetched, and nothing is said about what training started from.
+    model = _fresh_model(config, hand_model)
+    load_weights(model, weights, where)
+    return model
+
+
+def starting_model(config: Config, hand_model: HandModel) -> LGNet:
+    """The model at the beginning of training: `configured_model`, or with the weights of `train.start_from`. Parts that
+    the file lacks, such as the refine stage of a model trained without it, are new."""
+    if not config.train.start_from:
+        return configured_model(config, hand_model)
+    path = ROOT / config.train.start_from
+    trained = load_trained(path)
+    model = _fresh_model(config, hand_model)
+    known = {_part(name) for name in trained.model}
+    new = {name: value for name, value in model.state_dict().items() if _part(name) not in known}
+    load_weights(model, new | trained.model, str(path))
+    log.info("Starts from %s%s.", path, f"; new: {', '.join(sorted(set(map(_part, new))))}" if new else "")
+    if trained.hand_model != hand_model.identity:
+        log.warning("%s was trained with another hand model, %s.", path, trained.hand_model["name"])
+    return model
+
+
+def _part(name: str) -> str:
+    """The part of the model that a weight belongs to."""
+    return name.partition(".")[0]
+
+
+def _fresh_model(config: Config, hand_model: HandModel) -> LGNet:
+    """The model whose weights will be replaced: none are fetched, and nothing is said about what it starts from."""
     backbone_log = logging.getLogger("common.nets.resnet")
     backbone_log.disabled = True
     model = configured_model(replace(config, model=replace(config.model, pretrained="")), hand_model)
     backbone_log.disabled = False
-    load_weights(model, weights, where)
     return model
 
 

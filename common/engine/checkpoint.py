@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from common.errors import EXIT_ENVIRONMENT, UserError
 
 log = logging.getLogger(__name__)
+WEIGHTS_SUFFIX = ".safetensors"     # of common.weights
 _NAME = re.compile(r"snapshot_(\d+)\.pth\.tar|partial_(\d+)_(\d+)\.pth\.tar")
 
 
@@ -62,12 +63,20 @@ def save_snapshot(snapshot: Snapshot, path: Path) -> None:
     Raises UserError with exit code 5 if it cannot be written, or is not read back as it was written.
     """
     values = {field.name: getattr(snapshot, field.name) for field in dataclasses.fields(snapshot)}
-    written = hashlib.sha256()
     size = sum(leaf.nbytes for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
-    write_atomically(path, lambda file: torch.save(values, _Hashed(file, written)), size)
+    write_signed(path, lambda file: torch.save(values, file), size)
+
+
+def write_signed(path: Path, write: Callable[[BinaryIO], Any], size: int = 0) -> None:
+    """Let `write` fill a file, then put its digest beside it. A failure leaves whatever was there before.
+
+    size: as in `write_atomically`. Raises UserError as `save_snapshot` does.
+    """
+    written = hashlib.sha256()
+    write_atomically(path, lambda file: write(_Hashed(file, written)), size)
     if _sha256(path) != written.hexdigest():
-        raise UserError(f"{path} is not read back as it was written.", "Check the disk, then run again with "
-                        "--continue.", EXIT_ENVIRONMENT)
+        raise UserError(f"{path} is not read back as it was written.", "Check the disk, then run again; train.py goes "
+                        "on with --continue.", EXIT_ENVIRONMENT)
     line = f"{written.hexdigest()}  {path.name}\n".encode()
     write_atomically(_digest_path(path), lambda file: file.write(line))
 
@@ -90,15 +99,9 @@ def load_snapshot(path: Path) -> tuple[Snapshot, str]:
     """
     if not path.is_file():
         raise UserError(f"There is no snapshot {path}.", _existing_epochs(path.parent))
-    if not _digest_path(path).is_file():
-        raise UserError(f"{path} is incomplete: {_digest_path(path).name} is missing beside it.",
-                        "A run that was killed while saving leaves this; use another snapshot.")
-    try:
-        expected, found = stored_sha256(path), _sha256(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.", "Use another snapshot.") from None
-    if found != expected:
-        raise UserError(f"{path} is damaged (sha256 {found[:12]} instead of {expected[:12]}).", "Use another snapshot.")
+    if path.suffix == WEIGHTS_SUFFIX:
+        raise _no_snapshot(path)
+    found = checked_sha256(path, "Use another snapshot.")
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
         snapshot = Snapshot(**_counted_in_samples(values))
@@ -108,6 +111,26 @@ def load_snapshot(path: Path) -> tuple[Snapshot, str]:
     except Exception as error:     # torch.load raises half a dozen types for a file that is not its own
         reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip().split("\n")[0][:200]
         raise UserError(f"{path} is not a snapshot of this program: {reason}.", "Use another snapshot.") from None
+
+
+def checked_sha256(path: Path, hint: str) -> str:
+    """The SHA-256 of a file that `write_signed` wrote; UserError, with `hint`, if it is not as it was written."""
+    if not _digest_path(path).is_file():
+        raise UserError(f"{path} is incomplete: {_digest_path(path).name}, which is written last, is missing beside "
+                        "it.", hint)
+    try:
+        expected, found = stored_sha256(path), _sha256(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.", hint) from None
+    if found != expected:
+        raise UserError(f"{path} is damaged (sha256 {found[:12]} instead of {expected[:12]}).", hint)
+    return found
+
+
+def _no_snapshot(path: Path) -> UserError:
+    return UserError(f"{path} holds weights alone, without the optimiser and the random state that training goes on "
+                     "with.", "Continue a run from its own snapshots, or start a new one from these weights: --set "
+                     f"train.start_from={path}.")
 
 
 def _counted_in_samples(values: dict[str, Any]) -> dict[str, Any]:
@@ -124,6 +147,9 @@ def load_latest(folder: Path) -> tuple[Snapshot, Path]:
     Raises UserError if there is none that can be read.
     """
     paths = snapshots_in(folder)
+    weights = sorted(folder.glob(f"*{WEIGHTS_SUFFIX}"))
+    if weights and not paths:
+        raise _no_snapshot(weights[0])
     for path in reversed(paths):
         try:
             return load_snapshot(path)[0], path
@@ -270,7 +296,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def stored_sha256(path: Path) -> str:
-    """The SHA-256 that a snapshot had when it was written."""
+    """The SHA-256 that a file of `write_signed` had when it was written."""
     return _digest_path(path).read_text(errors="replace")[:64]
 
 

@@ -66,9 +66,9 @@ def write_results(files: dict[str, Path], photo: Photo, result: Reconstruction, 
         write_json(files[f"params_{hand.label}"], _params(photo, result, hand, model, source))
 
     side = side_view(vertices, model.faces, TILE)
-    _write_png(files["overlay"], _overlay(photo, result, model.faces))
-    _write_png(files["side"], side)
-    _write_png(files["panel"], _panel(photo, result, model.faces, side))
+    write_png(files["overlay"], _overlay(photo, result, model.faces))
+    write_png(files["side"], side)
+    write_png(files["panel"], _panel(photo, result, model.faces, side))
 
 
 def _first(hands: HandPrediction) -> HandPrediction:
@@ -104,19 +104,28 @@ def _overlay(photo: Photo, result: Reconstruction, faces: Tensor) -> np.ndarray:
     if shrink < 1:
         width, height = (max(1, round(side * shrink)) for side in photo.image.shape[1::-1])
         canvas = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA)
-    return _painted(canvas, canvas_from_image, result, faces)
+    return painted(canvas, canvas_from_image, result, faces)
 
 
 def _panel(photo: Photo, result: Reconstruction, faces: Tensor, side: np.ndarray) -> np.ndarray:
-    """Crop, crop with both hands, side view: next to each other, white between them."""
+    """Crop, crop with both hands, side view."""
     tile_from_image = crop_affine(photo.square, TILE)
     crop = crop_image(photo.image, tile_from_image, TILE, outside=PAPER_COLOR)
+    return side_by_side([crop, painted(crop, tile_from_image, result, faces), side])
+
+
+def side_by_side(tiles: list[np.ndarray]) -> np.ndarray:
+    """Square pictures (TILE, TILE, 3) next to each other, white between them."""
     gap = np.full((TILE, GAP, 3), 255, dtype=np.uint8)
-    return np.hstack([crop, gap, _painted(crop, tile_from_image, result, faces), gap, side])
+    return np.hstack([part for tile in tiles for part in (tile, gap)][:-1])
 
 
-def _painted(canvas: np.ndarray, canvas_from_image: np.ndarray, result: Reconstruction, faces: Tensor) -> np.ndarray:
-    """Each hand goes where its own camera puts it, which fits the pixels best; depth decides what hides what."""
+def painted(canvas: np.ndarray, canvas_from_image: np.ndarray, result: Reconstruction, faces: Tensor) -> np.ndarray:
+    """The canvas (H, W, 3) uint8 with both hands on it: each where its own camera puts it, which fits the pixels best;
+    depth decides what hides what.
+
+    canvas_from_image: 3×3, from the photograph's pixels.  faces: (2, 1538, 3).
+    """
     vertices = result.final.vertices                                          # (2, 778, 3)
     points_px = np.stack([camera.scale_px_per_m * vertices[hand, :, :2].numpy() + camera.wrist_px
                           for hand, camera in zip(Hand, result.cameras, strict=True)])
@@ -126,6 +135,7 @@ def _painted(canvas: np.ndarray, canvas_from_image: np.ndarray, result: Reconstr
                        OVERLAY_OPACITY)
 
 
-def _write_png(path: Path, picture: np.ndarray) -> None:
+def write_png(path: Path, picture: np.ndarray) -> None:
+    """Write a picture (H, W, 3) uint8 RGB."""
     _, encoded = cv2.imencode(".png", picture[..., ::-1])
     write_atomically(path, lambda file: file.write(encoded.tobytes()))

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from common.engine.acceleration import for_inference
 from common.engine.bad_samples import BadSamples
 from common.engine.build import configured_dataset, configured_hand_model, trained_model
-from common.engine.checkpoint import Snapshot, write_atomically
+from common.engine.checkpoint import write_atomically
 from common.engine.launch import Process
 from common.engine.loading import batches, build_loader, dead_loaders_told, map_tensors, predict
 from common.errors import EXIT_OK, EXIT_SOME_FAILED
@@ -26,6 +26,7 @@ from common.metrics import PckOptions, PredictedHands, protocol_named, report_li
 from common.provenance import code_revision, portable, versions
 from common.scoring import EVERY_PROTOCOL, Scorer, Tally
 from common.types import HandPrediction, Stages, TwoHandBatch
+from common.weights import Trained
 from data.dataset import EpochSampler, TwoHandDataset
 from main.config import Config, TestConfig
 
@@ -54,16 +55,16 @@ class Evaluator:
                                    device=process.device, drop_last=False)
 
     @classmethod
-    def build(cls, config: Config, snapshot: Snapshot, where: str, process: Process,
+    def build(cls, config: Config, trained: Trained, where: str, process: Process,
               save: Callable[[Tensor, HandPrediction], None] | None = None) -> "Evaluator":
-        """The evaluator that a configuration describes, for the model of the snapshot `where`."""
+        """The evaluator that a configuration describes, for the model of the file `where`."""
         hand_model = configured_hand_model(config)
-        check_same_model(hand_model.identity, snapshot.hand_model, where)
+        check_same_model(hand_model.identity, trained.hand_model, where)
         dataset = configured_dataset(config, hand_model, config.data.testset, config.data.test_split, augmented=False)
-        model = trained_model(config, hand_model, snapshot.model, where).to(process.device)
+        model = trained_model(config, hand_model, trained.model, where).to(process.device)
         fast = for_inference(model, precision=config.test.precision, channels_last=config.test.channels_last,
                              compile_mode=config.test.compile)
-        return cls(partial(predict, fast), dataset, snapshot.mean_joints, settings=config.test,
+        return cls(partial(predict, fast), dataset, trained.mean_joints, settings=config.test,
                    workers=config.data.workers, process=process, save=save)
 
     @dead_loaders_told()

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 
 from common.engine.seeding import use_one_thread
 from common.errors import EXIT_ENVIRONMENT, UserError
 from common.types import GroundTruthCamera, Sample, Stages, TwoHandBatch
 from data.augment import float_image
 from data.dataset import EpochSampler, TwoHandDataset
+from data.synthetic.batches import RenderedBatches
 
 # How torch's messages begin when a loader process has died; the thread that pins memory dies of it too.
 _DEAD_LOADER = ("DataLoader worker (pid", "Pin memory thread exited")
@@ -39,13 +40,30 @@ def build_loader(dataset: TwoHandDataset, sampler: EpochSampler, *, batch_size: 
     )
 
 
+class RenderingLoader:
+    """Batches of samples rendered on the device, in the sampler's order: a loader without a disk."""
+
+    def __init__(self, rendered: RenderedBatches, sampler: EpochSampler, *, batch_size: int, device: torch.device,
+                 drop_last: bool):
+        self.rendered, self.device = rendered, device
+        self.keys = BatchSampler(sampler, batch_size, drop_last)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __iter__(self) -> Iterator[TwoHandBatch]:
+        for keys in self.keys:
+            epoch, _ = keys[0]
+            yield self.rendered.batch(epoch, torch.tensor([index for _, index in keys], device=self.device))
+
+
 def batches(loader: DataLoader, device: torch.device) -> Iterator[TwoHandBatch]:
     """The loader's batches on the device, bad samples and all."""
     for batch in loaded(loader):
         yield on_device(batch, device)
 
 
-def training_batches(loader: DataLoader, device: torch.device) -> Iterator[TrainingBatch]:
+def training_batches(loader: DataLoader | RenderingLoader, device: torch.device) -> Iterator[TrainingBatch]:
     """The loader's batches on the device, without their bad samples.
 
     Taking those rows out, and not only their masks, keeps black pictures out of the statistics of batch
@@ -54,6 +72,10 @@ def training_batches(loader: DataLoader, device: torch.device) -> Iterator[Train
     start = time.perf_counter()
     for batch in loaded(loader):
         waited_s = time.perf_counter() - start
+        if isinstance(batch, TwoHandBatch):     # just rendered: nothing in it is bad
+            yield TrainingBatch(batch, {}, False, waited_s)
+            start = time.perf_counter()
+            continue
         bad = batch.fault > 0
         faults = dict(zip(batch.index[bad].tolist(), batch.fault[bad].tolist(), strict=True))
         is_blank = int((~bad).sum()) < min(2, len(bad))
@@ -74,7 +96,7 @@ def _take(samples: Sample, rows: Tensor) -> Sample:
     return map_tensors(lambda tensor: tensor[rows], samples)
 
 
-def loaded(loader: DataLoader) -> Iterator[Any]:
+def loaded(loader: DataLoader | RenderingLoader) -> Iterator[Any]:
     """What the loader gives. What goes wrong in its processes is told as the user's error it is."""
     iterator = iter(loader)
     while True:

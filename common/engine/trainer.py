@@ -22,8 +22,9 @@ from common.engine.build import (
     configured_dataset,
     configured_hand_model,
     configured_loss,
-    configured_model,
     refuse_changes,
+    rendered_batches,
+    starting_model,
     trained_model,
     validation_dataset,
 )
@@ -41,7 +42,14 @@ from common.engine.checkpoint import (
 )
 from common.engine.evaluator import Evaluator
 from common.engine.launch import Process
-from common.engine.loading import TrainingBatch, build_loader, dead_loaders_told, predict, training_batches
+from common.engine.loading import (
+    RenderingLoader,
+    TrainingBatch,
+    build_loader,
+    dead_loaders_told,
+    predict,
+    training_batches,
+)
 from common.engine.log import Recorder, start_log
 from common.engine.seeding import random_state, seed_everything, set_random_state
 from common.engine.signals import StopRequest
@@ -50,6 +58,7 @@ from common.mano import HandModel, check_same_model
 from common.metrics import protocol_named
 from common.types import HandPrediction, Targets, TwoHandBatch
 from data.dataset import EpochSampler, TwoHandDataset, mean_joints
+from data.synthetic.batches import RenderedBatches
 from main.config import Config, TrainConfig, config_from_dict, config_to_dict
 
 log = logging.getLogger(__name__)
@@ -77,11 +86,12 @@ class Trainer:
     max_bad_fraction: of the dataset's samples; when more have proved unusable, training stops.
     facts: what a snapshot tells about the run besides its state: config, hand_model, mean_joints.
     validator: makes the evaluator that scores the model after an epoch, see `_validates`; None: it is not scored.
+    rendered: draws the dataset's samples anew, to train on instead of its files.
     """
 
     def __init__(self, model: nn.Module, loss: nn.Module, dataset: TwoHandDataset, *, settings: TrainConfig,
                  workers: int, max_bad_fraction: float, process: Process, output: Path, facts: dict[str, Any],
-                 validator: Callable[[nn.Module], Evaluator] | None = None):
+                 validator: Callable[[nn.Module], Evaluator] | None = None, rendered: RenderedBatches | None = None):
         # The loss is some two hundred small operations. No other mode: some reuse the memory that results are in.
         loss_mode = "default" if settings.compile else ""
         self.model = model.to(process.device)
@@ -92,8 +102,10 @@ class Trainer:
 
         self.sampler = EpochSampler(len(dataset), seed=settings.seed, rank=process.rank, world_size=process.world_size)
         # A small last batch would upset batch normalisation; a set smaller than one batch is used whole.
-        self.loader = build_loader(dataset, self.sampler, batch_size=settings.batch_size, workers=workers,
-                                   device=process.device, drop_last=len(self.sampler) >= settings.batch_size)
+        batching = {"batch_size": settings.batch_size, "device": process.device,
+                    "drop_last": len(self.sampler) >= settings.batch_size}
+        self.loader = (RenderingLoader(rendered, self.sampler, **batching) if rendered else
+                       build_loader(dataset, self.sampler, workers=workers, **batching))
         self.batches_per_epoch = len(self.loader)
 
         self.dataset, self.settings, self.process, self.facts = dataset, settings, process, facts
@@ -121,12 +133,13 @@ class Trainer:
             model = trained_model(config, hand_model, snapshot.model, where="the snapshot")
             baseline = snapshot.mean_joints
         else:
-            model = configured_model(config, hand_model)
+            model = starting_model(config, hand_model)
             baseline = mean_joints(dataset.reader)
         facts = {"config": config_to_dict(config), "hand_model": hand_model.identity, "mean_joints": baseline}
         trainer = cls(model, configured_loss(config, hand_model), dataset, settings=config.train,
                       workers=config.data.workers, max_bad_fraction=config.data.max_bad_fraction, process=process,
-                      output=output, facts=facts, validator=_validator(config, hand_model, baseline, process))
+                      output=output, facts=facts, validator=_validator(config, hand_model, baseline, process),
+                      rendered=rendered_batches(config, dataset, process.device))
         if snapshot:
             trainer.restore(snapshot)
         return trainer

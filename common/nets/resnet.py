@@ -10,10 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from common.engine.checkpoint import WEIGHTS_SUFFIX
 from common.errors import UserError
 from common.nets.torchvision_import import import_torchvision
+from common.weights import read_weights
 
 logger = logging.getLogger(__name__)
+_BACKBONE = "backbone."                 # what the names of an LGNet's backbone begin with
 _WRAPPERS = ("module.", "_orig_mod.")   # of DistributedDataParallel and torch.compile
 
 
@@ -56,13 +59,14 @@ def load_pretrained(net: nn.Module, name: str, pretrained: str) -> None:
     """Fill a torchvision ResNet with weights and say so in one log line.
 
     pretrained: "" leaves it as it is, "imagenet" downloads torchvision's IMAGENET1K_V1 weights, anything else is a
-    file holding a torchvision state dict (a classifier `fc` in it is not needed).
+    file: a torchvision state dict (a classifier `fc` in it is not needed), or weights of an LGNet, whose backbone is
+    taken (`common.weights`).
     Raises UserError when the weights cannot be had or belong to another network.
     """
     if not pretrained:
         logger.info("%s starts from scratch", name)
         return
-    state = _download_imagenet(name) if pretrained == "imagenet" else _read_state(Path(pretrained))
+    state = _download_imagenet(name) if pretrained == "imagenet" else _read_weights(Path(pretrained))
     state = {key: value for key, value in state.items() if not key.startswith("fc.")}
     expected = {key: value for key, value in net.state_dict().items() if not key.startswith("fc.")}
     wrong = sorted(key for key in expected.keys() | state.keys() if not _same_shape(expected.get(key), state.get(key)))
@@ -70,7 +74,7 @@ def load_pretrained(net: nn.Module, name: str, pretrained: str) -> None:
         raise UserError(
             f"model.pretrained is '{pretrained}', which does not hold weights of {name}: {len(wrong)} of "
             f"{len(expected)} tensors are missing, unknown or of another shape, for example '{wrong[0]}'.",
-            "Give a torchvision state dict of the same network, or change model.backbone.",
+            "Give weights of the same network, or change model.backbone.",
         )
     net.load_state_dict(state, strict=False)    # the classifier is not there; everything else was just compared
     logger.info("%s starts from %s", name, "ImageNet (torchvision)" if pretrained == "imagenet" else pretrained)
@@ -91,12 +95,19 @@ def _download_imagenet(name: str) -> dict[str, Tensor]:
         ) from None
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
+def _read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(
             f"model.pretrained is '{path}', and there is no such file.",
             "Give a file with a torchvision state dict, 'imagenet' to download one, or nothing to start from scratch.",
         )
+    if path.suffix == WEIGHTS_SUFFIX:
+        weights = read_weights(path).model
+        return {name.removeprefix(_BACKBONE): weights[name] for name in weights if name.startswith(_BACKBONE)}
+    return _read_state(path)
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:      # damaged or hostile bytes may raise anything

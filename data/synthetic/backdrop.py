@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from data.synthetic.dice import Dice
-from data.synthetic.look import color_of
+from data.synthetic.look import paint_of
 from data.synthetic.noise import Noise, look_up, look_up_smooth
 
 _BOXES = 8
@@ -54,7 +54,7 @@ def surroundings(rays: Tensor, origin: Tensor, place: Dice) -> Tensor:
 
 def _plain(rays: Tensor, place: Dice) -> Tensor:
     """A wall or a sheet of paper in uneven light."""
-    a, b = (color_of(place, f"wall {k}")[:, None, None] for k in range(2))
+    a, b = (paint_of(place, f"wall {k}")[:, None, None] for k in range(2))
     b = torch.lerp(a, b, place.uniform("second wall", 0, 0.5)[:, None, None, None])
     slope = place.normal("slope", 2)[:, None, None]
     mix = torch.sigmoid(3 * (rays[..., :2] * slope).sum(-1, keepdim=True))
@@ -72,8 +72,7 @@ def _clutter(rays: Tensor, place: Dice) -> Tensor:
     fields = [look_up_smooth(Noise.FRACTAL, x + offset[..., k], y + 170 * k) for k in range(3)]
     cut = place.chance("patches", 0.5)[:, None, None]
     fields = [torch.where(cut, (1.5 * field).round() / 1.5, field) for field in fields]
-    tones = [color_of(place, f"tone {k}")[:, None, None] for k in range(4)]
-    tones = [torch.lerp(tone.mean(dim=-1, keepdim=True), tone, 0.5) for tone in tones]
+    tones = [paint_of(place, f"tone {k}", 0.35)[:, None, None] for k in range(4)]
     mixed = torch.lerp(tones[0], tones[1], torch.sigmoid(2 * fields[0])[..., None])
     mixed = torch.lerp(mixed, tones[2], torch.sigmoid(3 * fields[1] - 1)[..., None])
     return torch.lerp(mixed, tones[3], torch.sigmoid(4 * fields[2] - 3)[..., None])
@@ -111,7 +110,7 @@ def _inner_walls(rays: Tensor, origin: Tensor, half: Tensor, place: Dice) -> tup
     steps = (half * rays.sign() - origin) / torch.where(rays.abs() < 1e-6, 1e-6, rays)
     distance, axis = steps.clamp(min=1e-3).min(dim=-1)
     hit = origin + rays * distance[..., None]
-    walls = torch.stack([color_of(place, f"inner {k}") for k in range(4)], dim=1)       # walls, walls, floor, ceiling
+    walls = torch.stack([paint_of(place, f"inner {k}") for k in range(4)], dim=1)       # walls, walls, floor, ceiling
     walls = torch.cat([0.25 + 0.7 * walls[:, :2], walls[:, 2:3], 0.6 + 0.35 * walls[:, 3:]], dim=1)
     which = torch.where(axis == 1, torch.where(rays[..., 1] < 0, 2, 3), axis // 2)
     color = walls.gather(1, which.flatten(1)[..., None].expand(-1, -1, 3)).view(rays.shape)
@@ -119,11 +118,30 @@ def _inner_walls(rays: Tensor, origin: Tensor, half: Tensor, place: Dice) -> tup
     grain = look_up(Noise.FRACTAL, along * 90, up * 90)
     planks = ((along * place.uniform("planks", 2, 14)[:, None, None]) % 1 > 0.06).float()
     is_floor = which == 2
+    color = _hung(color, along, up, which < 2, place)
+    board = (which < 2) & (up + half[..., 1] < 0.09)
+    color = torch.where(board[..., None], 0.25 + 0.5 * color, color)
     color = color * (1 + torch.where(is_floor, 0.12, 0.04) * grain)[..., None]
     color = color * torch.where(is_floor, 0.55 + 0.45 * planks, 1.0)[..., None]
     # Corners are darker than the middles of walls.
     reach = ((half - hit.abs()) / 0.4).clamp(0.05, 1).sort(dim=-1).values[..., 1:2]
     return distance, color * (0.55 + 0.45 * reach)
+
+
+def _hung(color: Tensor, along: Tensor, up: Tensor, is_wall: Tensor, place: Dice) -> Tensor:
+    """Walls with pictures, windows and cupboards: frames of random sizes in some cells of a grid."""
+    width, height = (place.uniform(name, 0.7, 1.6)[:, None, None] for name in ("bay", "row"))
+    u, v = along / width + place.uniform("bay at", 0, 99)[:, None, None], up / height + 0.5
+    cell_u, cell_v = u.floor(), v.floor()
+    seeds = [look_up(Noise.WHITE, cell_u * 19 + 5 * k, cell_v * 37 + 3 * k) for k in range(3)]
+    across = (u - cell_u - 0.5).abs() * width - width * (0.28 + 0.07 * seeds[0].clamp(-2, 2))
+    upward = (v - cell_v - 0.5).abs() * height - height * (0.25 + 0.07 * seeds[1].clamp(-2, 2))
+    outside = torch.maximum(across, upward)                                         # metres beyond the frame
+    hangs = is_wall & (seeds[2] > place.uniform("bare walls", -0.6, 1.6)[:, None, None])
+    frame, inside = (paint_of(place, f"frame {k}", 0.2)[:, None, None] for k in range(2))
+    drawn = (0.5 + 0.5 * look_up(Noise.FRACTAL, along * 160 + 50 * cell_u, up * 160)).clamp(0.05, 1.6)
+    color = torch.where((hangs & (outside < 0))[..., None], frame, color)
+    return torch.where((hangs & (outside < -0.035))[..., None], inside * drawn[..., None], color)
 
 
 def _with_box(nearest: Tensor, color: Tensor, rays: Tensor, origin: Tensor, center: Tensor, half: Tensor, place: Dice,
@@ -136,7 +154,7 @@ def _with_box(nearest: Tensor, color: Tensor, rays: Tensor, origin: Tensor, cent
     leave = (to_center + reach).amin(dim=-1)
     is_hit = (enter < leave) & (enter > 0.25) & (enter < nearest)
     local = ((origin - center)[:, None, None] + rays * enter[..., None]) / half[:, None, None]
-    paint, second = (color_of(place, f"paint {number} {k}")[:, None, None] for k in range(2))
+    paint, second = (paint_of(place, f"paint {number} {k}", 0.2)[:, None, None] for k in range(2))
     stripes = place.uniform(f"shelves {number}", -6, 8).floor().clamp(min=0)[:, None, None]
     shelf = ((local[..., 1] * stripes / 2) % 1 < 0.35) & (stripes > 0) & (axis != 1)
     book = look_up(Noise.WHITE, (local[..., 0] + local[..., 2]) * 9 + 31 * number, local[..., 1] * stripes / 2)

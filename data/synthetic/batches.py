@@ -1,31 +1,36 @@
 """Batches rendered where the training is, with no disk in between: a pure function of (seed, epoch, index).
 
-Hands come from a bank of settled poses; each index of each epoch shows one of them to a camera of its own, with a
-person, clothes, lights and surroundings of its own. `render.render` draws the files of a set as well.
+Hands come from a bank of settled poses; each index shows one of them, in each epoch to another camera, with another
+person's skin and clothes, other lights and surroundings. `render.render` draws the files of a set as well.
 
 Legend: B batch · N time steps in the bank · 2 the hand axis · 21 joints · 778 vertices. Metres.
 """
 
 import math
-from typing import NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+from tqdm import tqdm
 
 from common.hands import WRIST, Hand
 from common.types import ManoParams, Targets, TwoHandBatch
+from data.schema import Reader
 from data.synthetic.body import OWN_SIGNS
 from data.synthetic.camera import MAX_AZIMUTH, SINES
 from data.synthetic.develop import jpeg
 from data.synthetic.dice import Dice
 from data.synthetic.figure import Hands
-from data.synthetic.generate import capture_of, hand_set, pose_streams
+from data.synthetic.generate import capture_of, hand_set, one_thread, pose_streams, settings_of
 from data.synthetic.look import Keys
 from data.synthetic.plan import Settings, plan_sequences
 from data.synthetic.posing import HandSet, Step, pose_steps
-from data.synthetic.render import Assets, View, render
+from data.synthetic.render import Assets, View, load_assets, render
 
 _STUDIO_SHARE, _JPEG_SHARE = 0.45, 0.6
 _GREY_STUDIO, _GREY = 0.15, 0.06
@@ -33,7 +38,15 @@ _OWN_SHARE = 0.2            # of photographs: taken by the person whose hands th
 _DIRECTIONS = 4             # camera directions drawn for each picture; the first that no arm blocks is taken
 _IN_THE_WAY = 0.75          # cosine between camera and forearm beyond which the arm hides its hand
 _AT_ONCE = 64               # time steps settled together
+_IN_A_PART = 8              # pictures that a thread renders at once on the CPU
 _SPARE = 0.08               # how far hands may be off the middle of a crop, as a share of its side
+
+
+class TimeStep(NamedTuple):
+    """Names a time step of a split."""
+
+    capture: int
+    frame: int
 
 
 class PoseBank(NamedTuple):
@@ -62,36 +75,66 @@ def pose_bank(steps: list[Step], shapes: list[np.ndarray], hands: HandSet,
     )
 
 
-def settled_bank(settings: Settings, split: str, device: torch.device | str = "cpu") -> PoseBank:
-    """The time steps of one split of a set, settled anew: what its files show, without their pictures."""
+def settled_bank(settings: Settings, split: str, device: torch.device | str = "cpu") -> tuple[PoseBank, list[TimeStep]]:
+    """The time steps of one split of a set, settled anew: what its files show, without their pictures. And which
+    they are, in order."""
     hands, _ = hand_set()
-    kinds, shapes, rngs = [], [], []
+    kinds, shapes, rngs, names = [], [], [], []
     for sequence in (planned for planned in plan_sequences(settings) if planned.split == split):
         kinds += [sequence.kind] * len(sequence.frames)
         shapes += [capture_of(settings, split, sequence.capture).shape] * len(sequence.frames)
         rngs += pose_streams(settings, sequence)
+        names += [TimeStep(sequence.capture, frame) for frame in sequence.frames]
     steps = []
-    for start in range(0, len(kinds), _AT_ONCE):
+    for start in tqdm(range(0, len(kinds), _AT_ONCE), "settling hands", leave=False, disable=None):
         part = slice(start, start + _AT_ONCE)
         steps += pose_steps(kinds[part], np.stack(shapes[part]), rngs[part], hands.solver)
-    return pose_bank(steps, shapes, hands, device)
-
+    return pose_bank(steps, shapes, hands, device), names
 
 
 class RenderedBatches:
     """Batches by (epoch, indices).
 
+    rows: (S,) int64, the row of the bank that each index shows; None: each index that of its own number.
     size: side of the crops, pixels.  box_ratio: share of a crop that the hands fill.
     """
 
-    def __init__(self, bank: PoseBank, assets: Assets, *, size: int, box_ratio: float, seed: int):
+    def __init__(self, bank: PoseBank, assets: Assets, *, size: int, box_ratio: float, seed: int,
+                 rows: Tensor | None = None):
         self.bank, self.assets, self.size, self.box_ratio, self.seed = bank, assets, size, box_ratio, seed
+        self.rows = torch.arange(len(bank.shape), device=bank.shape.device) if rows is None else rows
+
+    @classmethod
+    def of_set(cls, reader: Reader, root: Path, split: str, *, size: int, box_ratio: float, seed: int,
+               device: torch.device) -> "RenderedBatches":
+        """The hands of a rendered set, each index those of the reader's record of that number.
+
+        UserError if `root` holds no set that this code renders.
+        """
+        bank, steps = settled_bank(settings_of(root), split, device)
+        row_of = {step: row for row, step in enumerate(steps)}
+        shown = (reader.describe(index) for index in range(len(reader)))
+        rows = [row_of[TimeStep(record["capture"], record["frame"])] for record in shown]
+        hands, _ = hand_set()
+        assets = load_assets(hands.surface, hands.model.template[Hand.RIGHT].numpy(), device)
+        return cls(bank, assets, size=size, box_ratio=box_ratio, seed=seed, rows=torch.tensor(rows, device=device))
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
     def batch(self, epoch: int, indices: Tensor) -> TwoHandBatch:
         """The samples at `indices` (B,) int64 on the bank's device."""
+        if indices.is_cuda:
+            return self.part(epoch, indices)
+        # Operations on a few pictures are too small to be shared among threads, and stay in a core's caches.
+        with one_thread() as threads, ThreadPoolExecutor(threads) as pool:
+            parts = pool.map(partial(self.part, epoch), indices.split(_IN_A_PART))
+            return _joined(list(parts))
+
+    def part(self, epoch: int, indices: Tensor) -> TwoHandBatch:
+        """As `batch`, but all at once."""
         dice = Dice.of(self.seed, epoch, indices, device=indices.device)
-        picked = (dice.uniform("step") * len(self.bank.shape)).long()
-        bank = PoseBank(*(values.index_select(0, picked) for values in self.bank))
+        bank = PoseBank(*(values.index_select(0, self.rows[indices]) for values in self.bank))
         hands = Hands(bank.vertices, bank.present, bank.rotation_own, bank.forearm_own)
         view = sample_view(hands, self.size, self.box_ratio, dice)
         keys = Keys(*(Dice.of(name, dice.key, device=indices.device).key for name in Keys._fields))
@@ -100,6 +143,13 @@ class RenderedBatches:
             picture = compressed(picture, dice)
         return TwoHandBatch(picture.permute(0, 3, 1, 2).contiguous(), targets_of(bank, view, self.size), view.camera,
                             indices, torch.zeros_like(indices))
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Nested NamedTuples of tensors, one after the other along the batch."""
+    if isinstance(parts[0], Tensor):
+        return torch.cat(parts)
+    return type(parts[0])(*(_joined(list(values)) for values in zip(*parts, strict=True)))
 
 
 def compressed(picture: Tensor, dice: Dice) -> Tensor:

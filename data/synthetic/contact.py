@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import dijkstra
 from torch import Tensor
 
 from common.hands import MODEL16, NUM_VERTICES, Hand, mirror_rotations
@@ -36,10 +38,12 @@ from data.synthetic.kinematics import (
 )
 from data.synthetic.proxies import Proxies, ShapedProxies, build_proxies, shaped
 
-_SPHERE_STEPS = 36
+_SPHERE_STEPS = 26
 _LOOKS, _STEPS_PER_LOOK = 3, 8
+_MENDING_LOOKS = 3
 _RATES = (0.03, 0.015, 0.0025)                                  # of bending, turning (radians) and shifting (metres)
 _LAST_RATES = (0.008, 0.003, 0.0006)                            # on the meshes
+_MENDING_PULL = 0.3                                             # share of attractions that mending keeps up
 _STIFFNESS = (8e-4, 7e-3)                                       # of joints and orientation, against the start
 _CLEARANCE = 0.0002                                             # between spheres
 _CLOSING = 1.5                                                  # strength with which fingers close
@@ -49,10 +53,12 @@ _FOREARM = (0.03, 0.06, 0.10, 0.14)                             # forearm sphere
 _FOREARM_RADIUS = 0.026
 _REACH = 0.03                                                   # no vertex of a hand lies deeper in another
 _OWN_REACH = 0.011                                              # the same of a finger
-_STEEP = 0.008                                                  # deeper, the nearest surface must face the vertex
+_WEB = 0.022                                                    # along the skin: nearer, it folds and joins
+_STEEP, _OWN_STEEP = 0.008, 0.004                               # farther, the nearest surface must face the vertex
 _CLOSED = 0.02                                                  # a gap that is closed by moving the hands as a whole
 _PRESSED = 0.0006                                               # overlap that soft flesh explains
 _LINKS, _OWN_LINKS = 48, 32                                     # vertices of a hand pushed out of the other, and itself
+_POSITIVE = 1e-7                                                # more than squares are off by rounding
 _FAR_KEY = 0x7F000000                                           # the bits of a very large float
 _BLOCK = {"cpu": 2, "cuda": 64}                                 # pairs whose vertices are compared at a time
 
@@ -76,7 +82,7 @@ class Settled(NamedTuple):
 
     poses: HandPoses
     vertices: Tensor            # (B, 2, 778, 3)
-    depth: Tensor               # (B,)          of the deepest vertex in the other hand, estimated
+    depth: Tensor               # (B,)          of the deepest vertex in the other hand, or in its own, estimated
 
 
 class Solver(NamedTuple):
@@ -87,8 +93,9 @@ class Solver(NamedTuple):
     proxies: Proxies
     synergies: Tensor           # (45, Q)       joint angles moved by each coordinate
     dominant: Tensor            # (778,)        the bone that each vertex mostly follows
-    ends: Tensor                # (E,)          vertices of the fingers beyond their first joints
+    movable: Tensor             # (E,)          vertices of the fingers
     own_keys: Tensor            # (E, 778)      index of a vertex, or more than any distance where both are of one part
+    is_web: Tensor              # (E, 778) bool so near along the skin that it folds and joins there
     pads: Tensor                # (9,)          vertices in the middle of the pads of closing fingers
     faces: Tensor               # (1538, 3)     of the right hand
     faces_of: Tensor            # (778, 9)      faces round each vertex, padded with 1538
@@ -102,11 +109,12 @@ def build_solver(model: HandModel, rig: Rig) -> Solver:
     proxies = build_proxies(model, rig)
     pads = [f"{finger}_{part}" for finger in FINGERS for part in ("middle", "pad")][1:]     # not the thumb's middle
     dominant = model.weights[Hand.RIGHT].argmax(dim=1)
-    ends = ((dominant > 0) & ((dominant - 1) % 3 > 0)).nonzero()[:, 0]
-    is_apart = torch.from_numpy(ARE_APART)[dominant[ends]][:, dominant]
+    movable = ((dominant > 0) & (dominant != MODEL16.index("thumb1"))).nonzero()[:, 0]
+    is_apart = torch.from_numpy(ARE_APART)[dominant[movable]][:, dominant]
     own_keys = torch.where(is_apart, 0, _FAR_KEY) | torch.arange(NUM_VERTICES)
     return Solver(
-        ManoLayer(model), rig, proxies, _synergies(), dominant, ends, own_keys.int(),
+        ManoLayer(model), rig, proxies, _synergies(), dominant, movable, own_keys.int(),
+        _along_skin(model.template[Hand.RIGHT], faces)[movable] < _WEB,
         proxies.anchor_vertex[[proxies.anchors[name] for name in pads]], faces, _faces_round_vertices(faces),
     )
 
@@ -136,6 +144,15 @@ def _synergies() -> Tensor:
     return table
 
 
+def _along_skin(vertices: Tensor, faces: Tensor) -> Tensor:
+    """How far (778, 778) it is from vertex to vertex along the edges."""
+    first, second = faces.T, faces.T.roll(1, dims=0)
+    lengths = (vertices[first] - vertices[second]).norm(dim=-1).double()
+    edges = csr_array((lengths.flatten().numpy(), (first.flatten().numpy(), second.flatten().numpy())),
+                      shape=(NUM_VERTICES, NUM_VERTICES))
+    return torch.from_numpy(dijkstra(edges.maximum(edges.T)))
+
+
 def _faces_round_vertices(faces: Tensor) -> Tensor:
     table = torch.full((NUM_VERTICES, 9), len(faces))
     filled = [0] * NUM_VERTICES
@@ -159,23 +176,37 @@ def settle(task: Task, solver: Solver) -> Settled:
         mover.follow(frames, *spheres.forces(frames), [rate * decay for rate in _RATES])
 
     mover.forget()
-    for look in range(_LOOKS):
+    return _press(mover, proxies, task, solver, _LOOKS)
+
+
+def mend(task: Task, settled: Settled, solver: Solver) -> Settled:
+    """Pairs that were settled and are still too deep in each other, or themselves: pushed out at any price."""
+    task = task._replace(poses=settled.poses, pull=_MENDING_PULL * task.pull, wraps=torch.zeros_like(task.wraps))
+    mover = _Mover(task, solver.rig, solver.synergies)
+    return _press(mover, shaped(solver.proxies, task.shape), task, solver, _MENDING_LOOKS)
+
+
+def _press(mover: "_Mover", proxies: ShapedProxies, task: Task, solver: Solver, looks: int) -> Settled:
+    """What comes of pairs that are looked at as meshes."""
+    for look in range(looks):
         frames = mover.frames(proxies.joints)
         vertices = posed_vertices(mover.poses(), proxies.joints, task.shape, solver)
         normals = vertex_normals(vertices, solver)
         links = _links(_meeting(vertices, normals, task), vertices, normals, frames, task, solver)
-        decay = 1.0 - 0.8 * look / _LOOKS
+        decay = 1.0 - 0.8 * look / looks
         for _ in range(_STEPS_PER_LOOK):
             mover.follow(frames, *links.forces(frames), [rate * decay for rate in _LAST_RATES])
             frames = mover.frames(proxies.joints)
 
     poses = mover.poses()
     vertices = posed_vertices(poses, proxies.joints, task.shape, solver)
-    meeting = _meeting(vertices, vertex_normals(vertices, solver), task)
+    normals = vertex_normals(vertices, solver)
+    meeting = _meeting(vertices, normals, task)
     depth = meeting.depth.amax(dim=(1, 2))
     shift = _closing_shift(meeting.bridge, task.touches & (depth < _PRESSED))
     poses = poses._replace(wrist_own=poses.wrist_own + to_person(shift[:, :, None])[:, :, 0])
-    return Settled(poses, vertices + shift[:, :, None], depth)
+    own = _own_meeting(vertices, normals, solver)[2].amax(dim=(1, 2))
+    return Settled(poses, vertices + shift[:, :, None], torch.maximum(depth, own))
 
 
 def _closing_shift(bridge: Tensor, is_wanted: Tensor) -> Tensor:
@@ -318,10 +349,10 @@ def _nearness(a: Tensor, b: Tensor, reach: Tensor) -> Tensor:
     return _squares(a, b).clamp_(min=1e-8).rsqrt_().mul_(reach)
 
 
-def _squares(a: Tensor, b: Tensor) -> Tensor:
-    """Squared distances (B, N, M) of points (B, N, 3) and (B, M, 3), in one matrix product."""
+def _squares(a: Tensor, b: Tensor, more: float = 0.0) -> Tensor:
+    """Squared distances (B, N, M) of points (B, N, 3) and (B, M, 3), and `more`, in one matrix product."""
     ones = torch.ones_like(a[..., :1]), torch.ones_like(b[..., :1])
-    left = torch.cat([a, a.square().sum(-1, keepdim=True), ones[0]], dim=-1)
+    left = torch.cat([a, a.square().sum(-1, keepdim=True) + more, ones[0]], dim=-1)
     right = torch.cat([-2 * b, ones[1], b.square().sum(-1, keepdim=True)], dim=-1)
     return left @ right.mT
 
@@ -423,20 +454,29 @@ def _pushes(depth: Tensor, near: Tensor, normal: Tensor, other: bool) -> list[tu
     return found
 
 
-def _own_pushes(vertices: Tensor, normals: Tensor, solver: Solver) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """The same of fingers that are in other fingers or the palm of their own hand."""
-    ends = vertices[:, :, solver.ends].flatten(0, 1)                                # (2B, E, 3)
-    block = _BLOCK[ends.device.type]
+def _own_meeting(vertices: Tensor, normals: Tensor, solver: Solver) -> tuple[Tensor, Tensor, Tensor]:
+    """How fingers meet other fingers or the palm of their own hand.
+
+    The nearest vertex there of each `solver.movable`, (B, 2, E), the normal at it (B, 2, E, 3), the depth below it.
+    """
+    points = vertices[:, :, solver.movable].flatten(0, 1)                           # (2B, E, 3)
+    block = _BLOCK[points.device.type]
     near = torch.cat([(_keys(some, whole) | solver.own_keys).amin(dim=2) for some, whole in
-                      zip(ends.split(block), vertices.flatten(0, 1).split(block), strict=True)])
+                      zip(points.split(block), vertices.flatten(0, 1).split(block), strict=True)])
     near = near.bitwise_and_(1023).long()
     normal, surface = _rows(normals.flatten(0, 1), near), _rows(vertices.flatten(0, 1), near)
-    way = ends - surface
-    height = (way * normal).sum(-1)
-    depth = torch.where((height < 0) & (way.square().sum(-1) < _OWN_REACH**2), -height, 0.0)
-    vertex = solver.ends.expand(len(vertices), -1)
+    way = points - surface
+    height, distance = (way * normal).sum(-1), way.square().sum(-1).sqrt()
+    inside = (height < 0) & (distance < _OWN_REACH) & ((distance < _OWN_STEEP) | (height < -0.7 * distance))
+    inside &= ~solver.is_web[torch.arange(near.shape[1], device=near.device), near]
+    return tuple(part.unflatten(0, (-1, 2)) for part in (near, normal, torch.where(inside, -height, 0.0)))
 
-    found = _pushes(*(part.unflatten(0, (-1, 2)) for part in (depth, near, normal)), other=False)
+
+def _own_pushes(vertices: Tensor, normals: Tensor, solver: Solver) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """The same of fingers that are in other fingers or the palm of their own hand."""
+    near, normal, depth = _own_meeting(vertices, normals, solver)
+    vertex = solver.movable.expand(len(vertices), -1)
+    found = _pushes(depth, near, normal, other=False)
     return [(torch.stack([vertex.gather(1, pair[..., 0] - hand * NUM_VERTICES) + hand * NUM_VERTICES, pair[..., 1]],
                          dim=-1), *rest) for hand, (pair, *rest) in zip(Hand, found, strict=True)]
 
@@ -483,7 +523,7 @@ def _keys(a: Tensor, b: Tensor) -> Tensor:
 
     The bits of positive floats sort like the floats; the lowest ten are left to the index of a vertex.
     """
-    return _squares(a, b).clamp_(min=1e-8).view(torch.int32).bitwise_and_(-1024)
+    return _squares(a, b, _POSITIVE).view(torch.int32).bitwise_and_(-1024)
 
 
 def _anchor_vertices(anchors: Tensor, solver: Solver) -> Tensor:

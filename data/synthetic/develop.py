@@ -32,10 +32,10 @@ def sample_optics(picture: Dice, is_studio: Tensor, pixels_per_degree: Tensor) -
         return torch.where(is_studio, picture.uniform(name + " studio", *studio), picture.uniform(name, *elsewhere))
 
     missed = picture.chance("missed focus", 0.08).float() * picture.uniform("missed by", 0.3, 1.6)
-    near = either("near", (0.33, 0.55), (0.35, 0.8)) + missed
+    near = either("near", (0.45, 0.62), (0.42, 0.75)) + missed
     depth_of_field = 0.22 * picture.uniform("aperture", -3.2, 0.0).exp() * pixels_per_degree
     far = torch.where(is_studio, picture.uniform("far", 0.45, 1.1), 0.5 + depth_of_field)
-    sharpening = either("sharpening", (0.2, 0.9), (0.0, 1.2))
+    sharpening = either("sharpening", (0.3, 0.85), (0.0, 0.95))
     return Optics(near, far.clamp(max=9), sharpening)
 
 
@@ -65,7 +65,7 @@ def _through_lens(samples: Tensor, blur: Tensor, sharpening: Tensor, pixels: int
         return weights / weights.sum(dim=-1, keepdim=True).clamp(min=1e-12)
 
     amount = sharpening[:, None, None, None]
-    weights = (1 + amount) * curve(sigma) - amount * curve(1.6 * sigma + 0.4)       # (B, blocks, _BLOCK, near)
+    weights = (1 + amount) * curve(sigma) - amount * curve(1.7 * sigma + 0.7)       # (B, blocks, _BLOCK, near)
     picked = samples.index_select(2, position.clamp(0, count - 1).flatten()).unflatten(2, (blocks, near))
     return (weights[:, None] @ picked).flatten(2, 3)[:, :, :pixels]
 

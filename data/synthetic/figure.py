@@ -183,7 +183,7 @@ def build_figure(hands: Hands, wear: Wear, person: Dice, step: Dice, shared: Top
     limb_uv = torch.cat([uv for _, uv in limbs], dim=2)
 
     watches, torso = _watch_faces(hands, wear, person, loops * signs), _torso(wear, person)
-    object_ = _object(hands, wear, step, shared)
+    object_ = _object(hands, mid, wear, step, shared)
     vertices = torch.cat([limb_vertices.flatten(1, 2), watches[0].flatten(1, 2), object_[0], torso[0]], dim=1)
     uv = torch.cat([limb_uv.flatten(1, 2), watches[1].flatten(1, 2), object_[1], torso[1]], dim=1)
     return Figure(vertices, uv)
@@ -263,7 +263,7 @@ def _tube(curve: _Curve, stations: Tensor, local: Tensor, girth: Tensor,
     """Rings at stations (N, R): the wrist's own outline (N, L, 3) that turns into an arm's oval, grown by (N, R, L).
 
     Returns vertices (N, R, L, 3), the angle round the arm, the stations, and how far each vertex lies to the thumb's
-    side (metres) and backward (−1 to 1).
+    side (metres along the skin; at the wrist straight across, as on the hand) and backward (−1 to 1).
     """
     place = (stations / _STEP).clamp(0, curve.points.shape[1] - 1.001)
     low, part = place.long(), (place % 1)[..., None]
@@ -284,8 +284,11 @@ def _tube(curve: _Curve, stations: Tensor, local: Tensor, girth: Tensor,
     along = (1 - blend) * local[:, None, :, 0] * (-stations[..., None] / 0.03).exp()
     cross = torch.cat([along[..., None], ring], dim=-1)
     vertices = points[:, :, None] + cross @ frames.transpose(-1, -2)
-    upward = ring[..., 0] / ring.norm(dim=-1)
-    return vertices, angle.expand_as(upward), stations, ring[..., 1], upward
+    reach = ring.norm(dim=-1)
+    upward, side = ring[..., 0] / reach, ring[..., 1]
+    # Along the skin rather than straight across: patterns would be stretched on the sides of the arm.
+    side = torch.lerp(side, reach * (side / reach).clamp(-1, 1).asin(), blend)
+    return vertices, angle.expand_as(upward), stations, side, upward
 
 
 def _sleeve_looseness(stations: Tensor, loose: Tensor, person: Dice, around: int) -> Tensor:
@@ -364,8 +367,17 @@ _OBJECTS = ((38, 30, 22, 0.1, 0.1), (36, 75, 4, 0.15, 0.2), (27, 43, 0.8, 0.15, 
             (31, 31, 52, 0.1, 1.0), (18, 18, 85, 0.3, 1.0), (34, 34, 34, 1.0, 1.0))
 
 
-def _object(hands: Hands, wear: Wear, step: Dice, shared: Topology) -> tuple[Tensor, Tensor]:
-    """A thing in one of the hands, (B, V, 3): against the palm, along one of the hand's axes."""
+# Where its middle may lie from the palm, metres: away from the palm, and towards the fingertips.
+_HELD_AT = tuple((away, out) for out in (0.0, 0.03) for away in (0.004, 0.008, 0.013, 0.019, 0.027, 0.037))
+_SMALLEST = 0.5             # share of its size to which a thing shrinks to fit a hand; none is held where it must more
+_CLEARANCE = 0.0015         # metres: skin bulges between vertices
+
+
+def _object(hands: Hands, mid: Tensor, wear: Wear, step: Dice, shared: Topology) -> tuple[Tensor, Tensor]:
+    """A thing in one of the hands, (B, V, 3): between palm and fingers, along one of the hand's axes.
+
+    mid: (B, 2, 3093, 3) the hands' vertices, subdivided.
+    """
     kind = step.pick("kind", (0.2, 0.15, 0.1, 0.2, 0.15, 0.1, 0.1))
     form = hands.vertices.new_tensor(_OBJECTS)[kind]
     half = form[:, :3] / 1000 * step.uniform("size", 0.75, 1.2)[:, None]
@@ -387,12 +399,38 @@ def _object(hands: Hands, wear: Wear, step: Dice, shared: Topology) -> tuple[Ten
     palm = of_hand(hands.vertices[:, :, shared.palm].mean(dim=2))
     is_flat = half[:, 2] < 0.01                                                     # cards and phones lie flat
     axes = torch.where(is_flat[:, None, None], axes[..., [0, 2, 1]] * axes.new_tensor([1.0, 1.0, -1.0]), axes)
-    thickness = torch.where(is_flat, half[:, 2], half[:, 1])
-    away, out = thickness + step.uniform("off", 0.004, 0.02), step.uniform("out", 0, 0.05)
-    offset = -back * away[:, None] - along * out[:, None]
-    placed = (palm + offset * signs)[:, None] + solid @ _mirrored(axes, signs).transpose(-1, -2)
-    shown = wear.object[:, None, None]
-    return torch.where(shown, placed, placed.new_tensor([0.0, -50.0, 0.0])), uv
+    axes = _mirrored(axes, signs)
+    offsets = solid.new_tensor(_HELD_AT)
+    centers = palm[:, None] - (offsets[:, :1] * back[:, None] + offsets[:, 1:] * along[:, None]) * signs[:, None]
+    at = torch.nonzero(wear.object).squeeze(-1)
+    placed = solid.new_tensor([0.0, -50.0, 0.0]).expand_as(solid).clone()
+    around = torch.where(hands.present[at, :, None, None], mid[at], -50.0).flatten(1, 2)
+    center, scale = _fitted(centers[at], axes[at], half[at], form[at, 3:], around)
+    fits = (scale >= _SMALLEST)[:, None, None]
+    moved = center[:, None] + scale[:, None, None] * (solid[at] @ axes[at].transpose(-1, -2))
+    placed[at] = torch.where(fits, moved, placed[at])
+    return placed, uv
+
+
+def _fitted(centers: Tensor, axes: Tensor, half: Tensor, roundness: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the places (N, K, 3) that with most room (N, 3), and the scale (N,), at most 1, at which no point is inside.
+
+    points: (N, M, 3).  The other arguments place a solid as in `_superellipsoid`.
+    """
+    half = half + _CLEARANCE
+    local = ((points[:, None] - centers[:, :, None]) @ axes[:, None] / half[:, None, None]).abs().clamp(min=1e-3)
+    e1, e2 = (part[:, None, None] for part in roundness.unbind(-1))
+    x, y, z = local.unbind(-1)
+    # The factor by which the solid must grow to reach a vertex; large powers are taken of numbers up to 1.
+    widest = torch.maximum(x, y)
+    around = widest * ((x / widest) ** (2 / e2) + (y / widest) ** (2 / e2)) ** (e2 / 2)
+    largest = torch.maximum(around, z)
+    reached = largest * ((around / largest) ** (2 / e1) + (z / largest) ** (2 / e1)) ** (e1 / 2)
+    room = reached.amin(dim=-1).clamp(max=1)                                        # (N, K)
+    # Among places where all of it fits, the one that is nearest to the palm.
+    best = (room - 0.01 * torch.arange(room.shape[1], device=room.device) / room.shape[1]).argmax(dim=-1)
+    row = torch.arange(len(best), device=best.device)
+    return centers[row, best], room[row, best]
 
 
 def _torso(wear: Wear, person: Dice) -> tuple[Tensor, Tensor]:

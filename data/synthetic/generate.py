@@ -9,7 +9,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,8 +46,11 @@ from data.synthetic.posing import HandSet, Step, build_hand_set, pose_steps
 from data.synthetic.render import Assets, load_assets, render, solid_figure, stack_views, unhidden_share
 
 VERSION = 2                             # raise it when the same settings give other pictures
-_KINDS = ("data", "camera", "joint_3d", "MANO_NeuralAnnot")
+KINDS = ("data", "camera", "joint_3d", "MANO_NeuralAnnot")
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
+# For glibc: keep freed memory for the next operation instead of giving it back to the system and fetching it again page
+# by page, which took a tenth of a picture and a sixth of a training step on the CPU.
+KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34), "MALLOC_TOP_PAD_": str(1 << 28)}
 _UNHIDDEN = 0.7                         # share of the hands that arms should not cover
 _WELL_SEEN = 0.85                       # share of joints inside the picture that a camera should have
 _AT_ONCE = 4                            # pictures rendered together: more do not fit into the processor's caches
@@ -82,7 +85,7 @@ def generate(root: Path, settings: Settings, workers: int) -> dict[str, dict[str
 
 def claim_folder(root: Path, settings: Settings, model: HandModel) -> None:
     """Note in `root` what it holds; refuse a folder that holds something else."""
-    wanted = {"version": VERSION, **asdict(settings), "hand_model": model.identity}
+    wanted = set_facts(settings, model.identity, VERSION)
     file = root / SETTINGS_FILE
     if file.is_file():
         found = read_json(file)
@@ -94,6 +97,26 @@ def claim_folder(root: Path, settings: Settings, model: HandModel) -> None:
     elif root.is_dir() and any(root.iterdir()):
         raise UserError(f"{root} holds files, but no {SETTINGS_FILE}.", "Give --out a new or an empty folder.")
     write_json(file, wanted)
+
+
+def settings_of(root: Path) -> Settings:
+    """What the set under `root` was made with; UserError if it is none, or if this code renders it otherwise."""
+    file = root / SETTINGS_FILE
+    if not file.is_file():
+        raise UserError(f"{root} is no rendered set: it has no {SETTINGS_FILE}.", "tool/make_synthetic.py makes one.")
+    found = read_json(file)
+    settings = Settings(**{field.name: found[field.name] for field in fields(Settings)})
+    wanted = set_facts(settings, load_hand_model("builtin").identity, VERSION)
+    changed = [key for key in wanted if found.get(key) != wanted[key]]
+    if changed:
+        raise UserError(f"{file} names another {' and '.join(changed)} than this code renders with.",
+                        "Render the set again, or use its files as they are.")
+    return settings
+
+
+def set_facts(settings: Settings, hand_model: dict[str, str], version: int) -> dict[str, Any]:
+    """What SETTINGS_FILE says about a set.  hand_model: HandModel.identity; version: of the renderer."""
+    return {"version": version, **asdict(settings), "hand_model": hand_model}
 
 
 def is_finished(root: Path, sequence: Sequence) -> bool:
@@ -112,12 +135,12 @@ def _render_all(root: Path, settings: Settings, todo: list[Sequence], workers: i
     """Render sequences, giving the number of images of each as it is finished."""
     jobs = [(root, settings, sequence) for sequence in todo]
     if workers <= 1 or len(jobs) <= 1:
-        with _one_thread():
+        with one_thread():
             yield from map(render_sequence, jobs)
         return
     # Fresh processes: forking a process that has used torch's threads can hang.
     context = multiprocessing.get_context("spawn")
-    with _one_thread(), context.Pool(min(workers, len(jobs)), initializer=_start_worker) as pool:
+    with one_thread(), context.Pool(min(workers, len(jobs)), initializer=_start_worker) as pool:
         yield from pool.imap_unordered(render_sequence, jobs)
 
 
@@ -127,13 +150,15 @@ def _start_worker() -> None:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread in this process, and in processes started meanwhile: sums then come out the same everywhere."""
-    threads, variables = torch.get_num_threads(), {name: os.environ.get(name) for name in _THREAD_VARIABLES}
+def one_thread() -> Iterator[int]:
+    """One thread in each operation of this process and of those started meanwhile: sums then come out the same
+    everywhere. Gives the number of threads that there were."""
+    wanted = dict.fromkeys(_THREAD_VARIABLES, "1") | KEEP_MEMORY
+    threads, variables = torch.get_num_threads(), {name: os.environ.get(name) for name in wanted}
     torch.set_num_threads(1)
-    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
+    os.environ.update(wanted)
     try:
-        yield
+        yield threads
     finally:
         torch.set_num_threads(threads)
         for name, value in variables.items():
@@ -291,7 +316,7 @@ def _join_parts(root: Path, settings: Settings, model: HandModel,
         of_split = [sequence for sequence in sequences if sequence.split == split]
         tables, interactions[split] = _tables(root, settings, of_split)
         write_json(root / "annotations" / split / "interaction.json", interactions[split])
-        for kind in reversed(_KINDS):               # readers look for `data`: it comes last
+        for kind in reversed(KINDS):               # readers look for `data`: it comes last
             write_json(annotation_file(root, split, kind), tables[kind])
     return interactions
 
@@ -299,7 +324,7 @@ def _join_parts(root: Path, settings: Settings, model: HandModel,
 def _tables(root: Path, settings: Settings,
             sequences: list[Sequence]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """The content of a split's annotation files, and its interaction records."""
-    tables: dict[str, dict[str, Any]] = {kind: {} for kind in _KINDS}
+    tables: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
     tables["data"] = {"images": [], "annotations": []}
     interactions: dict[str, Any] = {}
     for sequence in sequences:

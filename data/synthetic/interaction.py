@@ -16,6 +16,7 @@ _TOUCHING = 0.002           # metres: nearer than this is contact
 _DOUBTFUL = 0.001           # metres above the nearest vertex's tangent plane
 _NEAREST_FEW = 40           # vertices among which the gap is found: those nearest to a vertex of the other hand
 _REACH = 0.03               # metres: no vertex of a hand lies deeper in another
+_STEEP = 0.004              # metres from the nearest vertex of other flesh: farther, it must face what it covers
 
 
 class Interaction(NamedTuple):
@@ -69,7 +70,8 @@ def own_depth_mm(vertices: np.ndarray, faces: np.ndarray, bone_of: np.ndarray) -
         own, others = np.setdiff1d(np.flatnonzero(bone_of == bone), joins), np.flatnonzero(is_other[bone_of])
         distance, nearest = cKDTree(vertices[others]).query(vertices[own])
         height = ((vertices[own] - vertices[others[nearest]]) * normals[others[nearest]]).sum(axis=1)
-        own = own[(distance < _REACH) & (height < 0)]
+        # The nearest surface of what covers a vertex lies straight above it.
+        own = own[(distance < _REACH) & (height < np.where(distance < _STEEP, 0, -0.5 * distance))]
         # Just outside its own skin a vertex is inside the closed mesh only where another part covers it.
         covered = own[winding_number(vertices[own] + 2e-4 * normals[own], *closed) > 0.5]
         if len(covered):

@@ -17,9 +17,11 @@ from data.synthetic.articulation import Rig, euler_matrices
 FRAMES_OF_A_HAND = 16
 _FINGER = (np.arange(FRAMES_OF_A_HAND) - 1) // 3        # −1 for the wrist
 _IS_END = (np.arange(FRAMES_OF_A_HAND) - 1) % 3 > 0     # beyond a finger's first joint
-# Which bones of a hand are two things: two fingers, or the palm and the end of a finger. (16, 16) bool.
+_PLACE = (np.arange(FRAMES_OF_A_HAND) - 1) % 3
+# Which bones of a hand are two things: two fingers, the palm and the end of a finger, the root and the end of one
+# finger. (16, 16) bool.
 ARE_APART = (_FINGER[:, None] != _FINGER) & ((_FINGER >= 0) | _IS_END[:, None]) & (
-    (_FINGER >= 0)[:, None] | _IS_END)
+    (_FINGER >= 0)[:, None] | _IS_END) | (np.abs(_PLACE[:, None] - _PLACE) == 2) & (_FINGER[:, None] == _FINGER)
 _SIGNS = torch.tensor([-1.0, 1.0, 1.0])
 
 

@@ -17,7 +17,7 @@ _MAP_SIZE = 80
 _MAP_RADIUS = 0.21          # metres round the hands that a depth map covers; all beyond is lit
 _FAR = 10.0                 # depth of the centre: so far away that a perspective z-buffer is orthographic
 _BIAS, _SOFTNESS, _LIFT = 0.0024, 0.0028, 0.0018
-_SKY_WRAP = 0.2             # how far light from all round reaches over the horizon
+_SKY_WRAP = 0.1             # how far light from all round reaches over the horizon
 
 
 def visibility(points: Tensor, normals: Tensor, occluders: Tensor, faces: Tensor, directions: Tensor,

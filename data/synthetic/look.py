@@ -96,8 +96,20 @@ def color_of(dice: Dice, name: str) -> Tensor:
     value = dice.uniform(name + " value", 0.14, 0.97)
     hue = dice.uniform(name + " hue", 0, 2 * math.pi)[:, None] + value.new_tensor([0.0, 2.094, 4.189])
     saturation = dice.uniform(name + " saturation") ** 2
+    value = value * (1 - 0.3 * saturation)                                          # no dye glows
     srgb = value[:, None] * (1 - 0.75 * saturation[:, None] * (0.5 - 0.5 * hue.cos()))
     return srgb.clamp(0.03, 0.97) ** 2.2
+
+
+def paint_of(dice: Dice, name: str, vivid: float = 0.06) -> Tensor:
+    """A colour (B, 3) of rooms and furniture: white, grey, beige, wood, and a share as vivid as dyed things."""
+    is_wood = dice.chance(name + " is wood", 0.3)
+    value = torch.where(is_wood, dice.uniform(name + " wood", 0.25, 0.75), dice.uniform(name + " tone", 0.2, 0.95))
+    saturation = torch.where(is_wood, dice.uniform(name + " grain", 0.4, 0.85),
+                             dice.uniform(name + " tint", -0.12, 0.24))[:, None]    # below 0: cold
+    hue = dice.uniform(name + " warmth", -0.9, -0.3)[:, None] + value.new_tensor([0.0, 2.094, 4.189])
+    plain = (value[:, None] * (1 - 0.75 * saturation * (0.5 - 0.5 * hue.cos()))).clamp(0.03, 0.97) ** 2.2
+    return torch.where(dice.chance(name + " is vivid", vivid)[:, None], color_of(dice, name), plain)
 
 
 def _clothes(person: Dice) -> Tensor:
@@ -145,14 +157,14 @@ def _lights(place: Dice, is_studio: Tensor) -> Lights:
     around = sphere @ basis.transpose(-1, -2)                                       # (B, SKY, 3)
     height = around[..., 1:2] * 0.5 + 0.5
 
-    even = (0.45 / SKY * (1 + 0.5 * around[..., 1:2])).expand(-1, -1, 3)
+    even = (0.8 / SKY * (1 + 0.8 * around[..., 1:2])).expand(-1, -1, 3)
     above, below = (place.uniform(name, 0.5, 1.0, 1) * (1 + 0.1 * place.normal(name + " tint", 3))
                     for name in ("above", "below"))
     room = place.uniform("sky", 0.18, 0.55)[:, None, None] / SKY * (
         height * above[:, None] * 1.4 + (1 - height) * below[:, None] * 0.7)
     studio = is_studio[:, None]
-    first = torch.where(is_studio, place.uniform("first studio", 0.25, 0.75), place.uniform("first", 0.3, 1.0))
-    second = torch.where(is_studio, place.uniform("second studio", 0.1, 0.5), place.uniform("second", -0.25, 0.5))
+    first = torch.where(is_studio, place.uniform("first studio", 0.15, 0.5), place.uniform("first", 0.3, 1.0))
+    second = torch.where(is_studio, place.uniform("second studio", 0.1, 0.4), place.uniform("second", -0.25, 0.5))
     strength = torch.stack([first, second.clamp(min=0)], dim=1)
     warm = 0.09 * place.normal("temperature")
     tint = torch.stack([1 + warm, torch.ones_like(warm), 1 - warm], dim=-1)

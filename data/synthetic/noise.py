@@ -21,6 +21,7 @@ class Noise(IntEnum):
     BLOTCH = 2              # round 40
     FRACTAL = 3             # all, with the spectrum of natural pictures
     FOLDS = 4               # ridges with round valleys between them, 20 to 100
+    MOTTLE = 5              # between 10 and 50
 
 
 @lru_cache(maxsize=4)
@@ -41,7 +42,7 @@ def noise_bank(device: torch.device | str = "cpu") -> Tensor:
     ridges = [-np.sqrt(filtered(band(wavelength, 1.6 * wavelength)) ** 2 + 0.02) for wavelength in (90, 45, 25)]
     folds = ridges[0] + 0.6 * ridges[1] + 0.3 * ridges[2]
     tiles = [rng.normal(0, 1, (SIDE, SIDE)), filtered(band(2, 6)), filtered(band(30, 55)),
-             filtered((frequency > 1 / SIDE / 1.5) / frequency), folds]
+             filtered((frequency > 1 / SIDE / 1.5) / frequency), folds, filtered(band(12, 44))]
     stack = np.stack([(tile - tile.mean()) / tile.std() for tile in tiles]).astype(np.float32)
     return torch.from_numpy(stack.reshape(-1)).to(device)
 

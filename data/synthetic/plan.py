@@ -14,7 +14,7 @@ from data.synthetic.families import FAMILY_SHARES
 
 SPLITS = ("train", "val", "test")
 SPLIT_SHARES = {"val": 0.05, "test": 0.10}              # the rest is train
-MAX_CAPTURES = {"train": 27, "val": 4, "test": 8}
+MAX_CAPTURES = {"train": 400, "val": 25, "test": 50}     # people and places: their number is what transfer rests on
 CAMERAS_PER_CAPTURE = 12
 _STEPS_PER_CAPTURE = 10                                 # at least, so that small sets show several people
 _STEPS_PER_SEQUENCE = 8

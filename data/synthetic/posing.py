@@ -3,25 +3,29 @@
 Legend: B time steps · 2 the hand axis · 778 vertices · 16 joints. Metres.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
+from torch import Tensor
 
 from common.hands import MODEL16, Hand
 from common.mano import HandModel, ManoLayer
 from data.synthetic.articulation import Rig, load_rig
 from data.synthetic.body import OWN_SIGNS, Surface, forearm_direction, hand_surface
-from data.synthetic.contact import Settled, Solver, Task, build_solver, model_rotations, settle
+from data.synthetic.contact import Settled, Solver, Task, build_solver, mend, model_rotations, settle
 from data.synthetic.families import FAMILY_SHARES, Start, sample_pair, sample_single
 from data.synthetic.interaction import Interaction, measure
 from data.synthetic.kinematics import HandPoses
 
-_MAX_DEPTH = 0.0028         # metres of overlap beyond which a pair is tried again
-_TRIES = 3                  # of which the least overlap is kept
+_TO_MEND = (0.0024, 0.0030) # metres of overlap beyond which hands are worked on for longer, and for longer still
+_MAX_DEPTH = 0.0030         # beyond which they are tried again
+_TRIES = 5                  # of which the least overlap is kept
 _BLOCK = 8                  # matrix products give the same numbers for batches of a multiple of this size
 _MAX_ATTRACTIONS = 5
+Batch = TypeVar("Batch")
 
 
 class HandSet(NamedTuple):
@@ -55,6 +59,7 @@ class Step(NamedTuple):
             return None
         return measure(self.vertices.astype(np.float64), model.faces.numpy())
 
+
 def build_hand_set(model: HandModel) -> HandSet:
     rig = load_rig()
     solver = build_solver(model, rig)
@@ -65,7 +70,7 @@ def pose_steps(kinds: list[str], shapes: np.ndarray, rngs: list[np.random.Genera
     """One time step for each kind: a family of two hands, or "right" or "left".
 
     shapes: (B, 10). Each step depends on its own kind, shape and generator alone. Steps whose hands pass through
-    each other are tried again. The work is done where `solver` is.
+    each other or themselves are tried again. The work is done where `solver` is.
     """
     best: dict[int, Step] = {}
     depth = np.full(len(kinds), np.inf)
@@ -88,11 +93,38 @@ def _sample(kind: str, rng: np.random.Generator) -> Start:
 
 def _settled(starts: list[Start], shapes: np.ndarray, solver: Solver) -> tuple[list[Step], np.ndarray]:
     """The steps that come of `starts`, and how deep their hands pass through each other (B,), metres."""
-    count = len(starts)
-    filled = np.resize(np.arange(count), -(-count // _BLOCK) * _BLOCK)
-    task = _task([starts[k] for k in filled], shapes[filled], solver)
-    settled = settle(task, solver)
-    return _steps(starts, settled, solver), settled.depth[:count].cpu().numpy()
+    task, rows = _task(starts, shapes, solver), torch.arange(len(starts))
+    settled = settle(_taken(task, _whole_blocks(rows)), solver)
+    settled = _taken(settled, rows)
+    for limit in _TO_MEND:
+        poor = torch.nonzero(settled.depth > limit)[:, 0]
+        if len(poor):
+            settled = _mended(task, settled, poor, solver)
+    return _steps(starts, settled, solver), settled.depth.cpu().numpy()
+
+
+def _mended(task: Task, settled: Settled, poor: Tensor, solver: Solver) -> Settled:
+    """`settled` with the rows `poor` worked on for longer, where that helped."""
+    some = _whole_blocks(poor)
+    mended = _taken(mend(_taken(task, some), _taken(settled, some), solver), torch.arange(len(poor)))
+    is_better = mended.depth < settled.depth[poor]
+    return _map(lambda old, new: old.index_copy(0, poor[is_better], new[is_better]), settled, mended)
+
+
+def _whole_blocks(rows: Tensor) -> Tensor:
+    """Rows, repeated until they fill blocks."""
+    return torch.from_numpy(np.resize(rows.cpu().numpy(), -(-len(rows) // _BLOCK) * _BLOCK)).to(rows.device)
+
+
+def _taken(batch: Batch, rows: Tensor) -> Batch:
+    return _map(lambda part: part[rows], batch)
+
+
+def _map(function: Callable[..., Tensor], *batches: Batch) -> Batch:
+    """`function` of the tensors in NamedTuples, which may hold others."""
+    if isinstance(batches[0], Tensor):
+        return function(*batches)
+    return type(batches[0])(*(_map(function, *parts) for parts in zip(*batches, strict=True)))
 
 
 def _task(starts: list[Start], shapes: np.ndarray, solver: Solver) -> Task:
@@ -111,7 +143,7 @@ def _task(starts: list[Start], shapes: np.ndarray, solver: Solver) -> Task:
                           for hand, name in zip(wish.hands, wish.names, strict=True)]
             gap[b, k], pull[b, k] = wish.gap, 1.0
 
-    def tensor(array: np.ndarray) -> torch.Tensor:
+    def tensor(array: np.ndarray) -> Tensor:
         dtype = torch.float32 if array.dtype.kind == "f" else None
         return torch.as_tensor(array, dtype=dtype, device=solver.synergies.device)
     return Task(
@@ -123,7 +155,7 @@ def _task(starts: list[Start], shapes: np.ndarray, solver: Solver) -> Task:
     )
 
 
-def _affine(part: tuple[torch.Tensor, torch.Tensor], shapes: np.ndarray) -> np.ndarray:
+def _affine(part: tuple[Tensor, Tensor], shapes: np.ndarray) -> np.ndarray:
     """What depends on the shape, (B, ...), float64.  shapes: (B, 10)."""
     mean, change = (tensor.cpu().double().numpy() for tensor in part)
     return mean + np.einsum("...k,bk->b...", change, shapes)

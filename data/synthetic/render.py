@@ -96,7 +96,8 @@ def render(hands: Hands, view: View, keys: Keys, assets: Assets, height: int, wi
         optics = sample_optics(picture, view.is_studio, view.camera[:, 0, 0] * math.radians(1))
         layer = resampled(layer, optics.near, optics.sharpening, height, width)
         behind = resampled(behind, optics.far, torch.zeros_like(optics.far), height, width)
-        light = layer[..., :3] + (1 - layer[..., 3:]).clamp(0, 1) * behind
+        # Coverage goes beyond 0 and 1 where sharpening does: so edges come out as if the whole had been sharpened.
+        light = layer[..., :3] + (1 - layer[..., 3:]) * behind
         return develop(light, look.cast, view.is_grey, view.is_studio, picture)
 
 

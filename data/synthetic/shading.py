@@ -21,8 +21,8 @@ from data.synthetic.noise import Noise, look_up
 from data.synthetic.skin import SkinMap, read_map, skin_albedo
 
 # How far light wraps round an edge, R G B: red light travels farthest under skin.
-_SKIN_WRAP, _OTHER_WRAP = (0.32, 0.15, 0.09), (0.06, 0.06, 0.06)
-_SHADOW_BLUSH = (0.5, -0.05, -0.1)          # how far half shadow on skin is lit, R G B: its border is reddish
+_SKIN_WRAP, _OTHER_WRAP = (0.27, 0.14, 0.09), (0.06, 0.06, 0.06)
+_SHADOW_BLUSH = (0.3, -0.03, -0.06)         # how far half shadow on skin is lit, R G B: its border is reddish
 _STEEPEST = 1.2                             # slope beyond which relief is not believed
 _NECK = 0.255                               # metres up the torso, where skin begins
 
@@ -162,11 +162,12 @@ def _surface(samples: Samples, look: Look, skin: SkinMap) -> Surface:
 def _skin(samples: Samples, look: Look, skin: SkinMap) -> Surface:
     """Skin, nails and rings."""
     x, z, upward = samples.uv
-    x = torch.where(samples.material == SKIN, x, x.clamp(0.2, 0.4))                 # necks look like arms
+    is_limb = samples.material == SKIN                                              # necks look like arms
+    x, z = torch.where(is_limb, x, x.clamp(0.2, 0.4)), torch.where(is_limb, z, 0.5 * z - 0.2)
     detail = read_map(skin, x, z, upward).T.contiguous()
     person = _of_images(look.pigment.T, samples)
     shift = person[1] * 4096 + 31.0 * (samples.part % 2)
-    blotch = look_up(Noise.BLOTCH, x * 2400 + shift * 5, z * 2400 + 90 * upward)
+    blotch = look_up(Noise.MOTTLE, x * 1700 + shift * 5, z * 1700 + 14 * upward)
     freckle = look_up(Noise.GRAIN, x * 1100 + shift, z * 1100)
     freckle = ((freckle - 2.4) * 2).clamp(0, 1) * look.freckles[samples.image]
     albedo = skin_albedo(detail, blotch, freckle, person)

@@ -24,6 +24,7 @@ _TEXEL = 0.0006
 _PALM, _BACK = 0, 1
 MAP_CHANNELS = ("nail", "crease", "knuckle", "palm", "tip", "vein", "tendon", "height", "hair")
 _HAIRS = 9000
+_LUMPS = 0.4e-4             # standard deviation of the skin's unevenness, metres
 
 # What melanin and blood take from red, green and blue, and the light that skin without either gives back. Ratios
 # after Jacques, "Optical properties of biological tissues", Phys. Med. Biol. 2013, in the broad bands of a camera.
@@ -100,12 +101,14 @@ def _hair(height: int, width: int) -> np.ndarray:
 
 
 def _fine_relief(layers: dict[str, np.ndarray], height: int, width: int) -> np.ndarray:
-    """Pores, the net of fine lines, and swollen veins, metres."""
+    """Pores, the net of fine lines, swollen veins, and the unevenness of fat and sinews below, metres."""
     z, x = torch.meshgrid(torch.arange(height).float(), torch.arange(width).float(), indexing="ij")
     net = look_up_smooth(Noise.FOLDS, 9.0 * x + 5.0 * z, 9.0 * z - 3.0 * x)
     pores = look_up(Noise.GRAIN, x, z)
     veins = 0.00025 * layers["vein"] * np.clip((np.arange(width) * _TEXEL + _LOW[0] - 0.09) / 0.02, 0, 1)
-    return (-1.2e-5 * net - 0.8e-5 * pores).numpy()[None] + veins
+    # Lumps are 6 to 20 mm wide, and longer along the hand than across it.
+    lumps = look_up_smooth(Noise.MOTTLE, 0.9 * x + 100, 1.4 * z)
+    return (-1.2e-5 * net - 0.8e-5 * pores + _LUMPS * lumps).numpy()[None] + veins
 
 
 def read_map(skin: SkinMap, x: Tensor, z: Tensor, upward: Tensor) -> Tensor:
@@ -125,11 +128,11 @@ def skin_albedo(detail: Tensor, blotch: Tensor, freckle: Tensor, person: Tensor)
     melanin, blood, strength, hairiness = person
     nail, crease, knuckle, palm, tip, vein, _, _, hair = detail
     nail = (1.4 * nail).clamp(max=1)
-    melanin = melanin * (1 - 0.62 * palm) * (1 + strength * (0.16 * knuckle + 0.18 * crease) + 0.02 * blotch)
+    melanin = melanin * (1 - 0.62 * palm) * (1 + strength * (0.38 * knuckle + 0.30 * crease) + 0.03 * blotch)
     melanin = melanin * (1 - 0.45 * nail) + 0.5 * freckle
-    blood = blood * (1 + strength * (0.55 * tip + 0.4 * knuckle + 0.3 * palm + 0.45 * crease) + 0.07 * blotch)
+    blood = blood * (1 + strength * (0.55 * tip + 0.7 * knuckle + 0.3 * palm + 0.6 * crease) + 0.15 * blotch)
     blood = (blood * (1 - 0.1 * nail)).clamp(min=0.02)
-    veins, creases = strength * vein, 1 - 0.16 * (strength * crease).clamp(max=1.5)
+    veins, creases = strength * vein, 1 - 0.24 * (strength * crease).clamp(max=1.5)
     # A hair of strength s grows on arms hairier than 1 − s.
     drawn = (2 * (hair - 1 + hairiness)).clamp(0, 0.42)
     return torch.stack([

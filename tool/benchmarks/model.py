@@ -28,10 +28,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from common.engine.acceleration import Autocast, accelerated, for_inference
 from common.engine.build import configured_dataset, configured_hand_model, configured_model, trained_model
-from common.engine.checkpoint import load_snapshot
 from common.engine.launch import choose_devices
 from common.errors import UserError
 from common.nets.torchvision_import import import_torchvision
+from common.weights import load_trained
 from data.augment import float_image
 from main.config import changed_config, config_from_dict, load_config
 
@@ -108,10 +108,10 @@ def _subjects(args: argparse.Namespace) -> dict[str, _Subject]:
 
 
 def _trained(checkpoint: Path, overrides: list[str]) -> _Subject:
-    snapshot, _ = load_snapshot(checkpoint)
-    config = changed_config(config_from_dict(snapshot.config), overrides)
+    trained = load_trained(checkpoint)
+    config = changed_config(config_from_dict(trained.config), overrides)
     hand_model = configured_hand_model(config)
-    model = trained_model(config, hand_model, snapshot.model, str(checkpoint))
+    model = trained_model(config, hand_model, trained.model, str(checkpoint))
     dataset = configured_dataset(config, hand_model, config.data.testset, config.data.test_split, augmented=False)
 
     def pictures(count: int) -> Tensor:

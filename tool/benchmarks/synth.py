@@ -1,7 +1,6 @@
 """How many pictures a second are rendered for training, with everything on, and where the time goes.
 
-Hands come from a small bank of settled poses that is made first; settling is timed apart. Every batch has other
-indices.
+Hands come from a small bank of settled poses that is made first; settling is timed apart.
 """
 
 import argparse
@@ -47,12 +46,12 @@ def run(args: argparse.Namespace) -> None:
     print(f"synth: {args.batch} pictures of {args.size}x{args.size}, {device}, {torch.get_num_threads()} threads: "
           f"median {1e3 * median:.0f} ms a batch, {args.batch / median:.1f} pictures/s "
           f"(fastest batch {args.batch / min(seconds):.1f}, slowest {args.batch / max(seconds):.1f})")
-    _print_stages(rendered, args.batch, device)
+    _print_stages(rendered, args.batch if device.type == "cuda" else min(args.batch, 8), device)
 
 
 def _bank(poses: int, device: torch.device) -> PoseBank:
     start = time.perf_counter()
-    bank = settled_bank(Settings(poses, seed=0, cameras=1), "train", device)
+    bank, _ = settled_bank(Settings(poses, seed=0, cameras=1), "train", device)
     seconds = time.perf_counter() - start
     count = len(bank.shape)
     print(f"synth: {count} poses settled in {seconds:.1f} s, {count / seconds:.1f} a second on the CPU")
@@ -60,10 +59,10 @@ def _bank(poses: int, device: torch.device) -> PoseBank:
 
 
 def _timed(rendered: RenderedBatches, number: int, batch: int, device: torch.device) -> float:
-    indices = torch.arange(number * batch, (number + 1) * batch, device=device)
+    indices = torch.arange(batch, device=device) % len(rendered)
     _wait(device)
     start = time.perf_counter()
-    rendered.batch(0, indices)
+    rendered.batch(number, indices)         # each epoch has other pictures
     _wait(device)
     return time.perf_counter() - start
 
@@ -74,10 +73,11 @@ def _wait(device: torch.device) -> None:
 
 
 def _print_stages(rendered: RenderedBatches, batch: int, device: torch.device) -> None:
-    """The share of each stage in one profiled batch."""
+    """The share of each stage in pictures rendered at once."""
     is_cuda = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_cuda else [])]) as profiler:
-        _timed(rendered, -1, batch, device)
+        rendered.part(0, torch.arange(batch, device=device) % len(rendered))
+        _wait(device)
     times = {event.key: event.device_time_total if is_cuda else event.cpu_time_total
              for event in profiler.key_averages() if event.key in STAGES}
     total = sum(times.values())

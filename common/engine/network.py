@@ -1,0 +1,41 @@
+"""A trained network, ready to predict from photographs."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from common.engine.acceleration import for_inference
+from common.engine.build import configured_hand_model, refuse_changes, trained_model
+from common.errors import UserError
+from common.mano import HandModel, check_same_model
+from common.weights import Trained, load_trained
+from main.config import Config, changed_config, config_from_dict
+
+
+class Network(NamedTuple):
+    """A trained LGNet in evaluation mode, and what it was trained with."""
+
+    model: nn.Module
+    hand_model: HandModel
+    config: Config
+    trained: Trained
+
+
+def load_network(path: Path, overrides: list[str], device: torch.device) -> Network:
+    """The network of a snapshot or of a file of weights, its configuration changed by `a.b=c` overrides.
+
+    Raises UserError if it cannot be read, if the overrides change the model, or if it is of no use on photographs.
+    """
+    trained = load_trained(path)
+    stored = config_from_dict(trained.config)
+    config = changed_config(stored, overrides)
+    refuse_changes(stored, config, str(path))
+    if config.model.refine_camera == "ground_truth":
+        raise UserError(f"{path} is an ablation that needs the true camera (model.refine_camera is ground_truth).",
+                        "Photographs have none: use another snapshot.")
+    hand_model = configured_hand_model(config)
+    check_same_model(hand_model.identity, trained.hand_model, str(path))
+    model = trained_model(config, hand_model, trained.model, str(path)).to(device)
+    return Network(for_inference(model), hand_model, config, trained)

@@ -1,0 +1,124 @@
+"""Trained weights as one small file, for whatever does not go on training them.
+
+NAME.safetensors holds the tensors of a network in half precision, `mean_joints`, and in its header, as JSON, what
+`Facts` lists. NAME.safetensors.sha256 beside it is a line that `sha256sum -c` reads. Reading runs nothing that is in
+the file.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from common.engine.checkpoint import WEIGHTS_SUFFIX, checked_sha256, load_snapshot, write_signed
+from common.errors import UserError
+from common.hands import NUM_JOINTS, Hand
+
+SHIPPED = Path(__file__).parent / "assets" / f"lgnet_rendered{WEIGHTS_SUFFIX}"
+VERSION = 1
+
+_FACTS = "lgnet"                # the only key of the header's metadata: the library writes several in any order
+_MEAN_JOINTS = "mean_joints"    # the only tensor that is not the network's, whose names have dots
+_MAX_HEADER = 1 << 20           # bytes; a header of the largest network has some 80,000
+_HINT = "Copy the file again, with its .sha256, or write it with tool/export_weights.py."
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a file says about its weights. Paths are those of `common.provenance.portable`."""
+
+    version: int
+    config: dict[str, Any]              # of the training
+    hand_model: dict[str, str]          # common.mano.HandModel.identity
+    training: dict[str, Any]            # tool.export_weights.training: how long, on what, by which program
+    metrics: dict[str, Any] | None      # of a test of the snapshot they come from; None: not measured
+    torch_version: str
+
+
+class Trained(NamedTuple):
+    """What it takes to use a trained network."""
+
+    model: dict[str, Tensor]            # state dict, float32, on the CPU
+    config: dict[str, Any]
+    hand_model: dict[str, str]
+    mean_joints: Tensor                 # (2, 21, 3) metres, of the training set
+    metrics: dict[str, Any] | None      # as in Facts; None for a snapshot
+    sha256: str                         # of the file
+
+
+def load_trained(path: Path) -> Trained:
+    """The network of a snapshot or of a file of weights. Raises UserError if it cannot be read."""
+    if path.suffix == WEIGHTS_SUFFIX:
+        return read_weights(path)
+    snapshot, sha256 = load_snapshot(path)
+    return Trained(snapshot.model, snapshot.config, snapshot.hand_model, snapshot.mean_joints, None, sha256)
+
+
+def write_weights(path: Path, model: dict[str, Tensor], mean_joints: Tensor, facts: Facts) -> None:
+    """Write a file of weights and its digest; equal arguments give equal bytes.
+
+    model: a state dict. Raises UserError if a value does not fit into half precision or the disk takes no file.
+    """
+    tensors = {name: _halved(value) for name, value in model.items()}
+    too_large = [name for name, value in model.items() if value.isfinite().all() > tensors[name].isfinite().all()]
+    if too_large:
+        raise UserError(f"{len(too_large)} tensors do not fit into half precision, the first is '{too_large[0]}'.",
+                        "Its largest number is 65504.")
+    text = json.dumps(msgspec.to_builtins(facts), sort_keys=True)
+    content = safetensors.torch.save(tensors | {_MEAN_JOINTS: mean_joints.contiguous()}, {_FACTS: text})
+    write_signed(path, lambda file: file.write(content), len(content))
+
+
+def read_weights(path: Path) -> Trained:
+    """The content of a file of weights.
+
+    Raises UserError if it is missing, incomplete, damaged, of another version or not a file of weights of LGNet.
+    """
+    if not path.is_file():
+        raise UserError(f"There is no file of weights {path}.", "tool/export_weights.py writes one of a snapshot.")
+    sha256 = checked_sha256(path, _HINT)
+    try:
+        _check_header(path)
+        with safetensors.safe_open(path, framework="pt") as file:
+            facts = _decode_facts((file.metadata() or {}).get(_FACTS, ""))
+            tensors = {name: _widened(file.get_tensor(name)) for name in file.keys()}
+        mean_joints = tensors.pop(_MEAN_JOINTS, torch.zeros(0))
+        if mean_joints.shape != (len(Hand), NUM_JOINTS, 3):
+            raise ValueError(f"'{_MEAN_JOINTS}' has the shape {tuple(mean_joints.shape)}")
+    except (safetensors.SafetensorError, msgspec.MsgspecError, RecursionError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is not a file of LGNet's weights that this program reads: {reason}.", _HINT) from None
+    return Trained(tensors, facts.config, facts.hand_model, mean_joints, facts.metrics, sha256)
+
+
+def _check_header(path: Path) -> None:
+    """Refuse a header that no file of ours has before the library takes it into memory."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if size > _MAX_HEADER:
+        raise ValueError(f"its header claims {size} bytes")
+
+
+def _decode_facts(text: str) -> Facts:
+    version = msgspec.json.decode(text, type=_Versioned).version
+    if version != VERSION:
+        raise ValueError(f"its format has version {version} instead of {VERSION}")
+    return msgspec.json.decode(text, type=Facts)
+
+
+class _Versioned(msgspec.Struct, frozen=True):
+    """What every version of the facts has."""
+
+    version: int
+
+
+def _halved(value: Tensor) -> Tensor:
+    return (value.half() if value.is_floating_point() else value).contiguous()
+
+
+def _widened(value: Tensor) -> Tensor:
+    return value.float() if value.dtype == torch.float16 else value

@@ -1,0 +1,57 @@
+"""A new run that begins with the weights of another one."""
+
+import dataclasses
+import logging
+
+import pytest
+import torch
+from toy_training import CPU
+
+from common.engine.build import starting_model
+from common.engine.checkpoint import load_latest
+from common.engine.trainer import Trainer
+from common.errors import UserError
+from main.config import load_config
+
+ROUGH = "model.refine_stage=false"
+
+
+@pytest.fixture(scope="module")
+def snapshot(config_file, tmp_path_factory):
+    """Of a run without the refine stage."""
+    output = tmp_path_factory.mktemp("rough")
+    config = load_config(str(config_file), [ROUGH, "train.epochs=1", f"output={output}"])
+    assert Trainer.build(config, CPU, resume=False).fit() == 0
+    return load_latest(output / "model_dump")
+
+
+def configured(config_file, path, *changes):
+    return load_config(str(config_file), [f"train.start_from={path}", *changes])
+
+
+def test_a_run_starts_with_the_weights_it_was_given(config_file, snapshot, hand_model):
+    found, path = snapshot
+    model = starting_model(configured(config_file, path, ROUGH), hand_model)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, found.model[name]), name
+
+
+def test_a_part_that_the_weights_lack_is_new_and_named(config_file, snapshot, hand_model, caplog):
+    found, path = snapshot
+    caplog.set_level(logging.INFO)
+    model = starting_model(configured(config_file, path), hand_model)
+    state = model.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in found.model.items())
+    assert {name.split(".")[0] for name in state.keys() - found.model.keys()} == {"refine"}
+    assert f"Starts from {path}; new: refine." in caplog.text
+
+
+def test_weights_of_another_shape_are_refused(config_file, snapshot, hand_model):
+    with pytest.raises(UserError, match="do not fit"):
+        starting_model(configured(config_file, snapshot[1], "model.channels=64"), hand_model)
+
+
+def test_another_hand_model_is_allowed_and_said(config_file, snapshot, hand_model, caplog):
+    other = dataclasses.replace(hand_model, name="mano", sha256="0" * 64)
+    starting_model(configured(config_file, snapshot[1]), other)
+    assert "another hand model" in caplog.text

@@ -1,0 +1,106 @@
+"""Make one small file of a snapshot's weights, for test.py, demo.py and `model.pretrained`.
+
+    python tool/export_weights.py SNAPSHOT OUT.safetensors [--metrics metrics.json]
+
+The weights are stored in half precision, with the configuration, the hand model and what is known of the training:
+the record of the run is looked for where train.py wrote it, in the folder above the snapshot's. `common/weights.py`
+describes the file. metrics.json is what test.py wrote for this snapshot.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from common.engine.checkpoint import WEIGHTS_SUFFIX, Snapshot, load_snapshot, stored_sha256  # noqa: E402
+from common.engine.run_record import RECORD_FILE, Start, read_record  # noqa: E402
+from common.errors import EXIT_OK, UserError, run_entry_point  # noqa: E402
+from common.provenance import ROOT, portable  # noqa: E402
+from common.weights import VERSION, Facts, write_weights  # noqa: E402
+from data.InterHand26M.layout import read_json  # noqa: E402
+from main.config import config_from_dict  # noqa: E402
+
+
+def main() -> int:
+    args = _parse_args()
+    if args.out.suffix != WEIGHTS_SUFFIX:
+        raise UserError(f"The file to write is {args.out}.", f"Its name must end in {WEIGHTS_SUFFIX}.")
+    run = read_run(args.snapshot)
+    snapshot = run.snapshot
+    if run.start is None:
+        print("There is no record of the run: the file will not tell which data and which program made these weights.")
+    facts = Facts(
+        version=VERSION, config=portable(snapshot.config), hand_model=snapshot.hand_model, training=training(run),
+        metrics=args.metrics and measured(args.metrics, run.sha256), torch_version=snapshot.torch_version,
+    )
+    write_weights(args.out, snapshot.model, snapshot.mean_joints, facts)
+    print(f"{args.out}: {sum(value.numel() for value in snapshot.model.values()) / 1e6:.1f} M numbers, "
+          f"{args.out.stat().st_size / 1e6:.1f} MB, sha256 {stored_sha256(args.out)}")
+    return EXIT_OK
+
+
+class Run(NamedTuple):
+    """A snapshot and where it comes from."""
+
+    snapshot: Snapshot
+    sha256: str
+    start: Start | None     # of the training that led to it; None if there is no record of the run
+
+
+def read_run(path: Path) -> Run:
+    """A snapshot with the record of its run, which lies in the folder above the snapshot's."""
+    snapshot, sha256 = load_snapshot(path)
+    output = path.absolute().parent.parent
+    entries = read_record(output) if (output / RECORD_FILE).is_file() else []
+    starts = [entry for entry in entries if isinstance(entry, Start) and entry.step < snapshot.step]
+    return Run(snapshot, sha256, starts[-1] if starts else None)
+
+
+def training(run: Run) -> dict[str, Any]:
+    """How long a snapshot was trained, on what and by which program, and the same of what its run started from."""
+    settings, steps = config_from_dict(run.snapshot.config).train, run.snapshot.step
+    samples = steps * settings.batch_size * settings.accumulate * run.snapshot.world_size
+    return {"epochs": run.snapshot.next_epoch, "steps": steps, "samples": samples, "snapshot_sha256": run.sha256,
+            "data": run.start and run.start.data, "program": run.start and run.start.program,
+            "start_from": _training_before(settings.start_from)}
+
+
+def _training_before(start_from: str) -> dict[str, Any] | None:
+    path = ROOT / start_from
+    if not start_from:
+        return None
+    if not path.is_file() or path.suffix == WEIGHTS_SUFFIX:
+        return {"file": portable(start_from)}
+    return training(read_run(path))
+
+
+def measured(path: Path, sha256: str) -> dict[str, Any]:
+    """The main figures of a metrics.json; UserError if it belongs to another snapshot than that with this SHA-256."""
+    metrics = read_json(path)
+    try:
+        name, tested = metrics["protocol"], metrics["checkpoint_sha256"]
+        final = metrics["protocols"][name]
+        found = {"protocol": name, "samples": metrics["counts"]["samples"], "rough": metrics["rough"],
+                 "baseline": metrics["baseline"], "data": metrics["data"]}
+        found |= {key: final[key] for key in ("mpjpe", "mpvpe", "mrrpe", "interval_95")}
+    except (KeyError, TypeError):
+        raise UserError(f"{path} is not what test.py writes.", "Test the snapshot: it writes result/metrics.json.") \
+            from None
+    if tested != sha256:
+        raise UserError(f"{path} is of another snapshot (sha256 {str(tested)[:12]} instead of {sha256[:12]}).",
+                        "Test this snapshot.")
+    return found
+
+
+def _parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("snapshot", type=Path, help="written by train.py")
+    parser.add_argument("out", type=Path, metavar="OUT.safetensors", help="the file to write")
+    parser.add_argument("--metrics", type=Path, metavar="FILE", help="metrics.json of a test of this snapshot")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run_entry_point(main)
