@@ -24,6 +24,7 @@ VERSION = 1
 
 _FACTS = "lgnet"                # the only key of the header's metadata: the library writes several in any order
 _MEAN_JOINTS = "mean_joints"    # the only tensor that is not the network's, whose names have dots
+_TYPES = (torch.float16, torch.float32, torch.float64, torch.int64, torch.bool)     # torch cannot check all others
 _MAX_HEADER = 1 << 20           # bytes; a header of the largest network has some 80,000
 _HINT = "Copy the file again, with its .sha256, or write it with tool/export_weights.py."
 
@@ -121,4 +122,6 @@ def _halved(value: Tensor) -> Tensor:
 
 
 def _widened(value: Tensor) -> Tensor:
+    if value.dtype not in _TYPES:
+        raise ValueError(f"it holds numbers of the type {value.dtype}")
     return value.float() if value.dtype == torch.float16 else value

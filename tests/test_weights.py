@@ -229,6 +229,8 @@ BAD = {
     "a missing fact": (stored({"lgnet": json.dumps({"version": 1})}), "missing required field `config`"),
     "a fact of another kind": (stored({"lgnet": facts_text(config=3)}), "Expected `object`, got `int`"),
     "an unknown fact": (stored({"lgnet": facts_text(more=3)}), "unknown field `more`"),
+    "numbers of eight bits": (stored({"lgnet": facts_text()}, a=torch.zeros(1).to(torch.float8_e5m2)),
+                              "numbers of the type torch.float8_e5m2"),
     "no mean joints": (safetensors.torch.save({"a": torch.zeros(1)}, {"lgnet": facts_text()}), "'mean_joints' has"),
     "other mean joints": (stored({"lgnet": facts_text()}, mean_joints=torch.zeros(21, 3)), "'mean_joints' has"),
 }

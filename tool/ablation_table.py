@@ -75,7 +75,7 @@ class Run:
 def main() -> int:
     args = _parse_args()
     runs = [planned_run(args, row, seed) for row in dict.fromkeys(args.rows) for seed in dict.fromkeys(args.seeds)]
-    for run in runs:
+    for run in [*runs, *(planned_run(args, "full", seed) for seed in args.seeds)]:     # all are compared with `full`
         refuse_other_result(run)
     rows, diverged = [], []
     for number, run in enumerate(runs, start=1):

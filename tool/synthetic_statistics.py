@@ -244,7 +244,7 @@ def draw(frames: list[Frame], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     with plt.rc_context({"font.size": 9, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        figure, axes = plt.subplots(3, 4, figsize=(16, 11), layout="constrained")
+        figure, axes = plt.subplots(3, 4, figsize=(16, 11.5), layout="constrained", gridspec_kw={"hspace": 0.08})
         _draw_meeting(axes[0], frames)
         _draw_views(axes[0, 3], frames, plt)
         _draw_wrists(axes[1], frames)
@@ -276,12 +276,11 @@ def _draw_meeting(axes, frames: list[Frame]) -> None:
                      color=colour, histtype="bar" if filled else "step", alpha=0.55 if filled else 1,
                      label=f"in the {name}: median {middle:.2f} mm,\n95th percentile {high:.2f} mm, "
                            f"{np.mean(depth > 3):.1%} over 3 mm")
-        axes[1].axvline(middle, color=colour, linestyle=":")
-        axes[1].axvline(high, color=colour, linestyle="--")
-    axes[1].set(title="penetration: depth of the deepest vertex", yscale="log",
-                xlabel=f"mm (: median, -- 95th percentile; the last bar holds all over {_DEEPEST_SHOWN:g})",
-                ylabel="% (pairs, frames)")
-    axes[1].legend(frameon=False, loc="upper right")
+        axes[1].vlines([middle, high], 0, 100, color=colour, linestyles=[":", "--"])
+    axes[1].set(title="penetration: depth of the deepest vertex", yscale="log", ylim=(0.008, 4000),
+                xlabel="mm; dotted: median, dashed: 95th percentile", ylabel="% of pairs, of frames",
+                yticks=[0.01, 0.1, 1, 10, 100], yticklabels=["0.01", "0.1", "1", "10", "100"])
+    axes[1].legend(frameon=False, loc="upper left", handlelength=1)
 
     for name, shares, colour, filled in (
             ("all", np.array([f.hidden for f in closely]), "#7ab08a", True),
