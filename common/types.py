@@ -7,9 +7,12 @@ z forward) after augmentation; `_crop` is in pixels of the S×S crop. The fields
 Missing supervision is a validity mask, never None: where a mask is 0 the value is finite but meaningless.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 from torch import Tensor
+
+Tree = TypeVar("Tree")
 
 
 class ManoParams(NamedTuple):
@@ -88,3 +91,10 @@ class Stages(NamedTuple):
     joint: JointPrediction
     mesh: HandPrediction    # M_r, the rough mesh
     final: HandPrediction   # M_f = M_r + ΔM
+
+
+def map_tensors(function: Callable[..., Tensor], *trees: Tree) -> Tree:
+    """`function` of the tensors that stand in the same place of nested NamedTuples."""
+    if isinstance(trees[0], Tensor):
+        return function(*trees)
+    return type(trees[0])(*(map_tensors(function, *parts) for parts in zip(*trees, strict=True)))

@@ -113,7 +113,8 @@ class TrainConfig:
     epochs: int = 30
     batch_size: int = 32                    # for each process
     lr: float = 1e-4
-    lr_drops: tuple[int, ...] = (10, 15)    # epochs at which lr is divided by 10
+    lr_decay: Literal["drops", "cosine"] = "drops"
+    lr_drops: tuple[int, ...] = (10, 15)    # drops: epochs at which lr is divided by 10. cosine: from lr to 0, unused
     start_from: str = ""                    # snapshot or weights that a new run goes on from, not model.pretrained
     warmup_steps: int = 0                   # linear rise of lr from 0
     max_grad_norm: float = 0.0              # 0: no clipping

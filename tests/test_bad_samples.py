@@ -27,7 +27,6 @@ from common.engine.loading import (
     TrainingBatch,
     batches,
     build_loader,
-    map_tensors,
     on_device,
     predict,
     training_batches,
@@ -35,7 +34,7 @@ from common.engine.loading import (
 from common.engine.trainer import Trainer
 from common.errors import UserError
 from common.geometry import project
-from common.types import Sample, TwoHandBatch
+from common.types import Sample, TwoHandBatch, map_tensors
 from data.augment import AugmentRanges, empty_sample
 from data.checks import Reason
 from data.dataset import EpochSampler, TwoHandDataset

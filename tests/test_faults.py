@@ -22,12 +22,12 @@ import common.engine.trainer as trainer_module
 from common.engine.checkpoint import load_latest, partial_path, snapshot_path, snapshots_in
 from common.engine.evaluator import Evaluator
 from common.engine.launch import Process
-from common.engine.loading import batches, map_tensors
+from common.engine.loading import batches
 from common.engine.log import start_log
 from common.engine.signals import StopRequest
 from common.engine.trainer import Trainer
 from common.errors import UserError
-from common.types import Stages, Targets
+from common.types import Stages, Targets, map_tensors
 
 # ---------------------------------------------------------------- numbers that are not finite
 

@@ -31,7 +31,7 @@ from common.engine.build import ROOT, configured_dataset  # noqa: E402
 from common.engine.demo import TILE, Reconstruction, painted, side_by_side, write_png  # noqa: E402
 from common.engine.evaluator import samples_sha256, write_json  # noqa: E402
 from common.engine.launch import GPU_FORMS, Process, choose_devices  # noqa: E402
-from common.engine.loading import batches, build_loader, map_tensors, predict  # noqa: E402
+from common.engine.loading import batches, build_loader, predict  # noqa: E402
 from common.engine.network import Network, load_network  # noqa: E402
 from common.errors import EXIT_OK, EXIT_SOME_FAILED, run_entry_point  # noqa: E402
 from common.export import common_frame, weak_cameras  # noqa: E402
@@ -41,7 +41,7 @@ from common.metrics import PROTOCOLS, PredictedHands  # noqa: E402
 from common.overlay import HAND_COLORS, PAPER_COLOR, side_view  # noqa: E402
 from common.provenance import code_revision, portable, versions  # noqa: E402
 from common.scoring import Scorer, Tally  # noqa: E402
-from common.types import HandPrediction, Targets  # noqa: E402
+from common.types import HandPrediction, Targets, map_tensors  # noqa: E402
 from common.weights import SHIPPED  # noqa: E402
 from data.dataset import EpochSampler, TwoHandDataset, read_frame  # noqa: E402
 from data.ImageFolder import crop_image  # noqa: E402

@@ -19,13 +19,13 @@ from common.engine.bad_samples import BadSamples
 from common.engine.build import configured_dataset, configured_hand_model, trained_model
 from common.engine.checkpoint import write_atomically
 from common.engine.launch import Process
-from common.engine.loading import batches, build_loader, dead_loaders_told, map_tensors, predict
+from common.engine.loading import batches, build_loader, dead_loaders_told, predict
 from common.errors import EXIT_OK, EXIT_SOME_FAILED
 from common.mano import check_same_model
 from common.metrics import PckOptions, PredictedHands, protocol_named, report_lines
 from common.provenance import code_revision, portable, versions
 from common.scoring import EVERY_PROTOCOL, Scorer, Tally
-from common.types import HandPrediction, Stages, TwoHandBatch
+from common.types import HandPrediction, Stages, TwoHandBatch, map_tensors
 from common.weights import Trained
 from data.dataset import EpochSampler, TwoHandDataset
 from main.config import Config, TestConfig

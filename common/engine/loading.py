@@ -1,7 +1,7 @@
 """Batches: from a dataset through loader processes to a device."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from common.engine.seeding import use_one_thread
 from common.errors import EXIT_ENVIRONMENT, UserError
-from common.types import GroundTruthCamera, Sample, Stages, TwoHandBatch
+from common.types import GroundTruthCamera, Sample, Stages, TwoHandBatch, map_tensors
 from data.augment import float_image
 from data.dataset import EpochSampler, TwoHandDataset
 from data.synthetic.batches import RenderedBatches
@@ -140,10 +140,3 @@ def predict(model: nn.Module, batch: TwoHandBatch) -> Stages:
     """The model's predictions for a batch, in float32 whatever it computes in."""
     stages = model(batch.image, GroundTruthCamera(batch.camera_crop, batch.targets.wrist))
     return map_tensors(Tensor.float, stages)
-
-
-def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """`function` applied to every tensor of nested NamedTuples."""
-    if isinstance(tree, Tensor):
-        return function(tree)
-    return type(tree)(*(map_tensors(function, item) for item in tree))

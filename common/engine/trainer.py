@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -267,7 +268,7 @@ class Trainer:
         if self.settings.max_grad_norm > 0:
             nn.utils.clip_grads_with_norm_(self.model.parameters(), self.settings.max_grad_norm, grad_norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.settings, self.step, self.epoch)
+            group["lr"] = learning_rate(self.settings, self.step, self.epoch + self.batch / self.batches_per_epoch)
         self.optimizer.step()
 
     # ------------------------------------------------------------ validation
@@ -417,9 +418,12 @@ def _lay_out_moments(optimizer: torch.optim.Optimizer) -> None:
                 state[name] = torch.empty_like(parameter).copy_(value)
 
 
-def learning_rate(settings: TrainConfig, step: int, epoch: int) -> float:
-    """The rate of a step: a linear rise over `warmup_steps`, then divided by 10 at each of `lr_drops`."""
+def learning_rate(settings: TrainConfig, step: int, epoch: float) -> float:
+    """The rate of a step: a linear rise over `warmup_steps`, and a decay by `lr_decay`.  epoch: epochs done before it,
+    with a fraction."""
     rise = min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
+    if settings.lr_decay == "cosine":
+        return settings.lr * rise * (1 + math.cos(math.pi * epoch / settings.epochs)) / 2
     return settings.lr * rise * 0.1 ** sum(epoch >= drop for drop in settings.lr_drops)
 
 

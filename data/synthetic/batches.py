@@ -10,7 +10,7 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from common.hands import WRIST, Hand
-from common.types import ManoParams, Targets, TwoHandBatch
+from common.types import ManoParams, Targets, TwoHandBatch, map_tensors
 from data.schema import Reader
 from data.synthetic.body import OWN_SIGNS
 from data.synthetic.camera import MAX_AZIMUTH, SINES
@@ -129,7 +129,7 @@ class RenderedBatches:
         # Operations on a few pictures are too small to be shared among threads, and stay in a core's caches.
         with one_thread() as threads, ThreadPoolExecutor(threads) as pool:
             parts = pool.map(partial(self.part, epoch), indices.split(_IN_A_PART))
-            return _joined(list(parts))
+            return map_tensors(lambda *values: torch.cat(values), *parts)
 
     def part(self, epoch: int, indices: Tensor) -> TwoHandBatch:
         """As `batch`, but all at once."""
@@ -143,13 +143,6 @@ class RenderedBatches:
             picture = compressed(picture, dice)
         return TwoHandBatch(picture.permute(0, 3, 1, 2).contiguous(), targets_of(bank, view, self.size), view.camera,
                             indices, torch.zeros_like(indices))
-
-
-def _joined(parts: list[Any]) -> Any:
-    """Nested NamedTuples of tensors, one after the other along the batch."""
-    if isinstance(parts[0], Tensor):
-        return torch.cat(parts)
-    return type(parts[0])(*(_joined(list(values)) for values in zip(*parts, strict=True)))
 
 
 def compressed(picture: Tensor, dice: Dice) -> Tensor:

@@ -3,7 +3,6 @@
 Legend: B time steps · 2 the hand axis · 778 vertices · 16 joints. Metres.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from common.hands import MODEL16, Hand
 from common.mano import HandModel, ManoLayer
+from common.types import map_tensors
 from data.synthetic.articulation import Rig, load_rig
 from data.synthetic.body import OWN_SIGNS, Surface, forearm_direction, hand_surface
 from data.synthetic.contact import Settled, Solver, Task, build_solver, mend, model_rotations, settle
@@ -108,7 +108,7 @@ def _mended(task: Task, settled: Settled, poor: Tensor, solver: Solver) -> Settl
     some = _whole_blocks(poor)
     mended = _taken(mend(_taken(task, some), _taken(settled, some), solver), torch.arange(len(poor)))
     is_better = mended.depth < settled.depth[poor]
-    return _map(lambda old, new: old.index_copy(0, poor[is_better], new[is_better]), settled, mended)
+    return map_tensors(lambda old, new: old.index_copy(0, poor[is_better], new[is_better]), settled, mended)
 
 
 def _whole_blocks(rows: Tensor) -> Tensor:
@@ -117,14 +117,7 @@ def _whole_blocks(rows: Tensor) -> Tensor:
 
 
 def _taken(batch: Batch, rows: Tensor) -> Batch:
-    return _map(lambda part: part[rows], batch)
-
-
-def _map(function: Callable[..., Tensor], *batches: Batch) -> Batch:
-    """`function` of the tensors in NamedTuples, which may hold others."""
-    if isinstance(batches[0], Tensor):
-        return function(*batches)
-    return type(batches[0])(*(_map(function, *parts) for parts in zip(*batches, strict=True)))
+    return map_tensors(lambda part: part[rows], batch)
 
 
 def _task(starts: list[Start], shapes: np.ndarray, solver: Solver) -> Task:
