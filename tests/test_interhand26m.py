@@ -174,6 +174,13 @@ def test_the_vertex_box_holds_every_vertex_of_both_hands_and_touches_them(reader
     np.testing.assert_allclose(record.box_px, [pixels.min(axis=0), pixels.max(axis=0)], atol=1e-9)
 
 
+def test_hands_without_a_mesh_are_boxed_by_their_joints_and_the_flesh_round_them(copy, hand_model):
+    annotation_file(copy, "MANO_NeuralAnnot").unlink()
+    bare, annotated = open_set(copy, hand_model), open_set(copy, hand_model, box_source="json")
+    for index in range(len(bare)):
+        np.testing.assert_allclose(bare.read(index).box_px, annotated.read(index).box_px, atol=0.01)
+
+
 def test_one_box_goes_round_both_hands_when_the_left_one_is_further_left(copy, hand_model):
     """Right hand (100, 100)–(160, 180), left hand (40, 110)–(120, 200): the box is (40, 100), 120 × 100."""
     annotation_file(copy, "MANO_NeuralAnnot").unlink()

@@ -6,7 +6,8 @@ FOLDER has the layout of InterHand2.6M, or holds a few frames beside their annot
 of each hand, as the protocol 'lgnet' scores those of meshes: aligned at the wrist, scaled to the true bone from the
 wrist to the middle knuckle, mean over all joints; and once more without scaling. Annotated joints lie some millimetres
 from those that are regressed from a mesh: compare these numbers with each other only. The crop is the one the network
-was trained with; a hand without a mesh is boxed by its joints. Where there are meshes, test.py says more.
+was trained with; hands without a mesh are boxed by their joints, with room for the flesh. Where there are meshes,
+test.py says more.
 
 DIR (output/real_check) gets metrics.json and, in overlay/, a picture of each frame: its crop, the predicted meshes
 over it, true joints (white bones) and predicted ones, and a side view. Exit code 4: some frames could not be used.
