@@ -82,7 +82,7 @@ def test_a_command_is_one_that_the_program_takes(command: Command, parsed):
 
 def test_commands_are_found_in_every_page_that_has_some():
     pages = {command.page for command in all_commands()}
-    assert {"README.md", "your_data.md", "metrics.md", "predictions.md"} <= pages
+    assert {"README.md", "your_data.md", "metrics.md", "predictions.md", "clusters.md", "benchmark.md"} <= pages
     assert len(all_commands()) >= 32
 
 

@@ -91,11 +91,12 @@ def print_summary(output: Path, minutes: dict[str, float]) -> None:
     metrics = json.loads((output / "result" / "metrics.json").read_text())
     name = metrics["protocol"]
     final, rough, baseline = metrics["protocols"][name], metrics["rough"], metrics["baseline"]["mean_pose"]["mpjpe"]
+    mrrpe = "none" if final["mrrpe"] is None else f"{final['mrrpe']:.2f}"       # no picture may show both hands
     spent = ", ".join(f"{step} {value:.1f}" for step, value in minutes.items())
     print(f"""
 Quickstart took {sum(minutes.values()):.1f} minutes ({spent}).
 Held-out rendered pictures, protocol '{name}', {metrics["counts"]["samples"]} samples, mm, lower is better:
-  MPJPE {final["mpjpe"]:.2f}   MPVPE {final["mpvpe"]:.2f}   MRRPE {final["mrrpe"]:.2f}
+  MPJPE {final["mpjpe"]:.2f}   MPVPE {final["mpvpe"]:.2f}   MRRPE {mrrpe}
   rough mesh MPJPE {rough["mpjpe"]:.2f}; predicting the mean pose {baseline:.2f}: LGNet's error is """
           f"""{final["mpjpe"] / baseline:.3f} of that
 Pictures: {output / "demo" / "panel"} (photograph, overlay, side view); meshes and parameters beside it""")
