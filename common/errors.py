@@ -5,6 +5,8 @@ import signal
 import sys
 from collections.abc import Callable
 
+from common.memory import keep_freed_memory
+
 EXIT_OK = 0
 EXIT_USER_ERROR = 2     # config, path, file or flag: fix it and run again
 EXIT_DIVERGED = 3       # a loss or gradient stopped being finite
@@ -47,6 +49,7 @@ def _leave(*_: object) -> None:
 
 def run_entry_point(main: Callable[[], int | None]) -> None:
     """Call `main` and leave the process with its exit code; user errors print one paragraph."""
+    keep_freed_memory()
     try:
         if signal.getsignal(signal.SIGINT) is _leave:
             signal.signal(signal.SIGINT, signal.default_int_handler)

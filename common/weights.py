@@ -47,6 +47,7 @@ class Trained(NamedTuple):
     config: dict[str, Any]
     hand_model: dict[str, str]
     mean_joints: Tensor                 # (2, 21, 3) metres, of the training set
+    training: dict[str, Any] | None     # as in Facts; None for a snapshot, which has a record beside it
     metrics: dict[str, Any] | None      # as in Facts; None for a snapshot
     sha256: str                         # of the file
 
@@ -56,7 +57,7 @@ def load_trained(path: Path) -> Trained:
     if path.suffix == WEIGHTS_SUFFIX:
         return read_weights(path)
     snapshot, sha256 = load_snapshot(path)
-    return Trained(snapshot.model, snapshot.config, snapshot.hand_model, snapshot.mean_joints, None, sha256)
+    return Trained(snapshot.model, snapshot.config, snapshot.hand_model, snapshot.mean_joints, None, None, sha256)
 
 
 def write_weights(path: Path, model: dict[str, Tensor], mean_joints: Tensor, facts: Facts) -> None:
@@ -93,7 +94,7 @@ def read_weights(path: Path) -> Trained:
     except (safetensors.SafetensorError, msgspec.MsgspecError, RecursionError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} is not a file of LGNet's weights that this program reads: {reason}.", _HINT) from None
-    return Trained(tensors, facts.config, facts.hand_model, mean_joints, facts.metrics, sha256)
+    return Trained(tensors, facts.config, facts.hand_model, mean_joints, facts.training, facts.metrics, sha256)
 
 
 def _check_header(path: Path) -> None:

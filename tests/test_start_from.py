@@ -8,7 +8,7 @@ import torch
 from toy_training import CPU
 
 from common.engine.build import starting_model
-from common.engine.checkpoint import load_latest
+from common.engine.checkpoint import load_latest, save_snapshot
 from common.engine.trainer import Trainer
 from common.errors import UserError
 from main.config import load_config
@@ -44,6 +44,17 @@ def test_a_part_that_the_weights_lack_is_new_and_named(config_file, snapshot, ha
     assert all(torch.equal(state[name], value) for name, value in found.model.items())
     assert {name.split(".")[0] for name in state.keys() - found.model.keys()} == {"refine"}
     assert f"Starts from {path}; new: refine." in caplog.text
+
+
+def test_a_part_that_the_model_lacks_is_left_out_and_named(config_file, snapshot, hand_model, tmp_path, caplog):
+    """The rough run's weights, as a file that has a refine stage too."""
+    found, _ = snapshot
+    path = tmp_path / "model_dump" / "snapshot_0.pth.tar"
+    save_snapshot(dataclasses.replace(found, model=found.model | {"refine.weight": torch.zeros(3)}), path)
+    caplog.set_level(logging.INFO)
+    model = starting_model(configured(config_file, path, ROUGH), hand_model)
+    assert all(torch.equal(value, found.model[name]) for name, value in model.state_dict().items())
+    assert f"Starts from {path}; left out: refine." in caplog.text
 
 
 def test_weights_of_another_shape_are_refused(config_file, snapshot, hand_model):

@@ -156,6 +156,14 @@ def test_a_file_tells_what_the_training_before_its_own_was(snapshot, tmp_path):
     assert (found["start_from"]["steps"], found["start_from"]["start_from"]) == (5, {"file": "gone.safetensors"})
 
 
+def test_a_file_tells_how_the_weights_were_trained_that_its_own_training_started_from(snapshot, small, tmp_path):
+    stored, _ = load_snapshot(snapshot)
+    path = tmp_path / "run" / "model_dump" / "snapshot_0.pth.tar"
+    config = stored.config | {"train": stored.config["train"] | {"start_from": str(small)}}
+    save_snapshot(dataclasses.replace(stored, model={}, config=config), path)
+    assert export_weights.training(export_weights.read_run(path))["start_from"] == {"file": str(small), "epochs": 1}
+
+
 def test_numbers_too_large_for_half_precision_are_not_written(tmp_path):
     with pytest.raises(UserError, match="do not fit into half precision, the first is 'a.weight'"):
         write_weights(tmp_path / "x.safetensors", {"a.weight": torch.tensor([70_000.0])}, torch.zeros(2, 21, 3), FACTS)

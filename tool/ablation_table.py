@@ -10,7 +10,6 @@ OUT/table.json are written anew, of the rows asked for.
 
 import argparse
 import json
-import os
 import re
 import statistics
 import subprocess
@@ -33,7 +32,6 @@ from common.errors import EXIT_DIVERGED, EXIT_OK, EXIT_SOME_FAILED, UserError, r
 from common.mano import load_hand_model  # noqa: E402
 from common.metrics import interval_95  # noqa: E402
 from common.provenance import differences, portable  # noqa: E402
-from data.synthetic.generate import KEEP_MEMORY  # noqa: E402
 from main.config import CONFIG_DIR, Config, config_to_dict, load_config  # noqa: E402
 
 # Readings that are no change to lgnet.yaml, and so no file beside the ablations, but one to the table's network.
@@ -165,7 +163,7 @@ def finish(run: Run, gpu: list[str]) -> int:
 
 
 def _call(words: list[Any]) -> int:
-    process = subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT, env=os.environ | KEEP_MEMORY)
+    process = subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT)
     try:
         return process.wait()
     except KeyboardInterrupt:

@@ -18,7 +18,7 @@ from common.engine.checkpoint import WEIGHTS_SUFFIX, Snapshot, load_snapshot, st
 from common.engine.run_record import RECORD_FILE, Start, read_record  # noqa: E402
 from common.errors import EXIT_OK, UserError, run_entry_point  # noqa: E402
 from common.provenance import ROOT, portable  # noqa: E402
-from common.weights import VERSION, Facts, write_weights  # noqa: E402
+from common.weights import VERSION, Facts, read_weights, write_weights  # noqa: E402
 from data.InterHand26M.layout import read_json  # noqa: E402
 from main.config import config_from_dict  # noqa: E402
 
@@ -71,8 +71,10 @@ def _training_before(start_from: str) -> dict[str, Any] | None:
     path = ROOT / start_from
     if not start_from:
         return None
-    if not path.is_file() or path.suffix == WEIGHTS_SUFFIX:
+    if not path.is_file():
         return {"file": portable(start_from)}
+    if path.suffix == WEIGHTS_SUFFIX:
+        return {"file": portable(start_from)} | read_weights(path).training
     return training(read_run(path))
 
 

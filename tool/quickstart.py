@@ -5,7 +5,6 @@ Every step reuses what an earlier run left. To start over, delete the output fol
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -20,7 +19,6 @@ from common.errors import run_entry_point  # noqa: E402
 from common.mano import load_hand_model  # noqa: E402
 from data import build_reader  # noqa: E402
 from data.subset import spread_evenly  # noqa: E402
-from data.synthetic.generate import KEEP_MEMORY  # noqa: E402
 from main.config import Config, load_config  # noqa: E402
 
 FRAMES = 1600
@@ -53,7 +51,7 @@ def main() -> int:
             choose_photos(config, output / "photos")
         print(f"\n=== {name} ===", flush=True)
         start = time.monotonic()
-        code = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, env=os.environ | KEEP_MEMORY).returncode
+        code = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT).returncode
         minutes[name] = (time.monotonic() - start) / 60
         if code:
             print(f"The step '{name}' stopped with exit code {code}; the steps before it are kept. "

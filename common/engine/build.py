@@ -87,19 +87,27 @@ def trained_model(config: Config, hand_model: HandModel, weights: dict[str, Tens
 
 def starting_model(config: Config, hand_model: HandModel) -> LGNet:
     """The model at the beginning of training: `configured_model`, or with the weights of `train.start_from`. Parts that
-    the file lacks, such as the refine stage of a model trained without it, are new."""
+    the file lacks, such as the refine stage of a model trained without it, are new; parts that only the file has are
+    left out."""
     if not config.train.start_from:
         return configured_model(config, hand_model)
     path = ROOT / config.train.start_from
     trained = load_trained(path)
     model = _fresh_model(config, hand_model)
-    known = {_part(name) for name in trained.model}
-    new = {name: value for name, value in model.state_dict().items() if _part(name) not in known}
-    load_weights(model, new | trained.model, str(path))
-    log.info("Starts from %s%s.", path, f"; new: {', '.join(sorted(set(map(_part, new))))}" if new else "")
+    own, given = _parts(model.state_dict()), _parts(trained.model)
+    new = {name: value for name, value in model.state_dict().items() if _part(name) not in given}
+    kept = {name: value for name, value in trained.model.items() if _part(name) in own}
+    load_weights(model, new | kept, str(path))
+    changed = [f"; {what}: {', '.join(sorted(parts))}"
+               for what, parts in (("new", own - given), ("left out", given - own)) if parts]
+    log.info("Starts from %s%s.", path, "".join(changed))
     if trained.hand_model != hand_model.identity:
         log.warning("%s was trained with another hand model, %s.", path, trained.hand_model["name"])
     return model
+
+
+def _parts(weights: dict[str, Tensor]) -> set[str]:
+    return {_part(name) for name in weights}
 
 
 def _part(name: str) -> str:

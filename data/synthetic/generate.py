@@ -23,6 +23,7 @@ from tqdm import tqdm
 from common.errors import UserError
 from common.hands import Hand
 from common.mano import HandModel, load_hand_model
+from common.memory import keep_freed_memory
 from data.hand_model_file import HAND_MODEL_FILE
 from data.InterHand26M.layout import read_json
 from data.synthetic import SETTINGS_FILE
@@ -48,9 +49,6 @@ from data.synthetic.render import Assets, load_assets, render, solid_figure, sta
 VERSION = 2                             # raise it when the same settings give other pictures
 KINDS = ("data", "camera", "joint_3d", "MANO_NeuralAnnot")
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
-# For glibc: keep freed memory for the next operation instead of giving it back to the system and fetching it again page
-# by page, which took a tenth of a picture and a sixth of a training step on the CPU.
-KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34), "MALLOC_TOP_PAD_": str(1 << 28)}
 _UNHIDDEN = 0.7                         # share of the hands that arms should not cover
 _WELL_SEEN = 0.85                       # share of joints inside the picture that a camera should have
 _AT_ONCE = 4                            # pictures rendered together: more do not fit into the processor's caches
@@ -145,6 +143,7 @@ def _render_all(root: Path, settings: Settings, todo: list[Sequence], workers: i
 
 
 def _start_worker() -> None:
+    keep_freed_memory()
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)    # Ctrl-C goes to all processes; the parent ends the others
 
@@ -153,10 +152,9 @@ def _start_worker() -> None:
 def one_thread() -> Iterator[int]:
     """One thread in each operation of this process and of those started meanwhile: sums then come out the same
     everywhere. Gives the number of threads that there were."""
-    wanted = dict.fromkeys(_THREAD_VARIABLES, "1") | KEEP_MEMORY
-    threads, variables = torch.get_num_threads(), {name: os.environ.get(name) for name in wanted}
+    threads, variables = torch.get_num_threads(), {name: os.environ.get(name) for name in _THREAD_VARIABLES}
     torch.set_num_threads(1)
-    os.environ.update(wanted)
+    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
     try:
         yield threads
     finally:
