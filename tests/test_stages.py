@@ -182,6 +182,18 @@ def test_offsets_leave_the_wrist_at_the_origin(model):
                                atol=1e-6, rtol=0)
 
 
+def test_every_hidden_unit_before_the_offsets_sees_vertices_on_both_sides_of_zero(hand_model):
+    """A unit that is off everywhere learns nothing any more, one that is on everywhere is on the way there: one step
+    that moves all of its weights by the learning rate then moves all of its values to one side."""
+    model = tiny_lgnet(hand_model).train()
+    last = model.refine.offset_net.nets[0].layers[-1]
+    active = []
+    last.to_out.register_forward_pre_hook(lambda _, inputs: active.append((inputs[0] > 0).flatten(0, -2)))
+    model.refine(*refine_inputs(model), None)
+    share = active[-1].float().mean(dim=0)
+    assert share.shape == (32,) and 0.05 < share.min() and share.max() < 0.95
+
+
 def test_the_camera_gets_no_gradient_from_where_features_were_sampled(model):
     mesh, images, tokens = refine_inputs(model)
     mesh = mesh._replace(camera=mesh.camera.requires_grad_())

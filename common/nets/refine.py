@@ -12,7 +12,7 @@ from common.errors import UserError
 from common.geometry import crop_to_grid, project, project_weak
 from common.hands import NUM_VERTICES, WRIST, Hand, mirror_vectors
 from common.nets.gin import GIN, GraphConvBlock, GraphResBlock, NeighbourSum, gin
-from common.nets.layers import PerHand, sample_map, sample_tokens
+from common.nets.layers import PerHand, TokenBatchNorm, sample_map, sample_tokens
 from common.types import GroundTruthCamera, HandPrediction
 
 
@@ -44,7 +44,9 @@ class VertexProjection(nn.Module):
 class OffsetNet(nn.Module):
     """ΔM (B, 778, 3) of one hand from the fields of VertexInputs, by the Graph-CNN of fig. 3 with its own widths.
 
-    GIN in–256–64, three residual blocks at 64, GIN 64–32–3; the last has neither BatchNorm nor ReLU and starts at zero.
+    GIN in–256–64, three residual blocks at 64, GIN 64–32–3; the last has neither BatchNorm nor ReLU behind it and
+    starts at zero. A BatchNorm goes before it: sums of ReLUs over a vertex and its neighbours are all positive, and
+    then a few large steps push every hidden unit of the last GIN below zero for good.
     """
 
     def __init__(self, feature_channels: int, token_channels: int, edges: Tensor):
@@ -59,7 +61,7 @@ class OffsetNet(nn.Module):
         nn.init.zeros_(last.to_out.weight)
         nn.init.zeros_(last.to_out.bias)
         residual = [GraphResBlock(block(), block()) for _ in range(3)]
-        self.layers = nn.Sequential(GraphConvBlock(first, 64), *residual, last)
+        self.layers = nn.Sequential(GraphConvBlock(first, 64), *residual, TokenBatchNorm(64), last)
 
     def forward(self, features: Tensor, tokens: Tensor, points: Tensor) -> Tensor:
         return self.layers(VertexInputs(features, tokens, points)).transpose(0, 1)
