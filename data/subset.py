@@ -1,4 +1,6 @@
-"""A part of a reader that stands for the whole."""
+"""A part of a reader that stands for the whole, and several readers as one."""
+
+from collections import Counter
 
 import numpy as np
 
@@ -35,3 +37,44 @@ class EvenSubset:
 
     def broken(self) -> dict[str, list[str]]:
         return self.reader.broken()
+
+
+class JoinedReader:
+    """The records of several readers of one dataset, one reader after the other: a `data.schema.Reader`."""
+
+    def __init__(self, readers: list[Reader]):
+        self.readers, self.ends = readers, np.cumsum([len(reader) for reader in readers])
+        self.name, self.hand_model = readers[0].name, readers[0].hand_model
+        self.summary = "\n".join(reader.summary for reader in readers)
+        self.left_out = Counter()
+        for reader in readers:
+            self.left_out.update(reader.left_out)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def read(self, index: int) -> Record:
+        reader, own = self._find(index)
+        return reader.read(own)
+
+    def sample_id(self, index: int) -> str:
+        reader, own = self._find(index)
+        return reader.sample_id(own)
+
+    def describe(self, index: int) -> dict[str, str | int]:
+        reader, own = self._find(index)
+        return reader.describe(own)
+
+    def sources(self) -> dict[str, str]:
+        """As of one reader; each name begins with the position of its reader."""
+        return {f"{position}/{name}": sha256 for position, reader in enumerate(self.readers)
+                for name, sha256 in reader.sources().items()}
+
+    def broken(self) -> dict[str, list[str]]:
+        parts = [reader.broken() for reader in self.readers]
+        return {reason: [name for part in parts for name in part.get(reason, [])]
+                for reason in dict.fromkeys(reason for part in parts for reason in part)}
+
+    def _find(self, index: int) -> tuple[Reader, int]:
+        position = int(np.searchsorted(self.ends, index, side="right"))
+        return self.readers[position], index - int(self.ends[position]) + len(self.readers[position])

@@ -42,6 +42,7 @@ class AugmentConfig:
 @dataclass(frozen=True)
 class DataConfig:
     root: str = "data/InterHand26M/data"    # relative to the repository, or absolute
+    more_roots: tuple[str, ...] = ()        # other folders of the trainset, trained on beside root
     trainset: str = "InterHand26M"          # a name in data.READERS
     testset: str = "InterHand26M"
     train_split: str = "train"
@@ -64,6 +65,9 @@ class DataConfig:
         if self.val_samples < 1:
             raise UserError(f"data.val_samples is {self.val_samples}.",
                             "It must be at least 1; train.validate_every=0 switches validation off.")
+        if self.render_anew and self.more_roots:
+            raise UserError("data.render_anew=true draws the hands of one set, but data.more_roots names others.",
+                            "Leave one of them out.")
 
 
 @dataclass(frozen=True)

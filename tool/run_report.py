@@ -9,12 +9,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from common.engine.build import training_reader
 from common.engine.checkpoint import load_snapshot, snapshot_path
 from common.engine.run_record import End, Start, describe_data, read_record, weights_sha256
 from common.errors import UserError
 from common.mano import load_hand_model
 from common.provenance import ROOT, code_revision, differences, local, versions
-from data import build_reader
 from main.config import config_from_dict
 
 NAMED = 5       # changed files in a line
@@ -58,7 +58,8 @@ def _ingredients(start: Start) -> Report:
     for device in machine["devices"]:
         yield f"            {device}"
     yield (f"data        {data['name']} {data['split']}, filter {data['filter']}, boxes of {data['box_source']}: "
-           f"{data['samples']} samples from {data['root']}")
+           f"{data['samples']} samples from "
+           + ", ".join(folder["root"] for folder in (data, *data.get("more_roots", []))))
     for name, sha256 in data["annotations"].items():
         yield f"            {name} {sha256[:12]}"
     yield f"hand model  {start.hand_model['name']} {start.hand_model['sha256'][:12]}"
@@ -76,11 +77,11 @@ def _commands(entries: list[Start | End]) -> Report:
         yield f"git checkout {commit}"
     if changed or not commit:
         yield "# and the changes that no commit holds" if commit else "# with the code as it was, which no commit holds"
-    rendered = starts[first].data["rendered"]
-    if rendered:
-        options = [word for name in ("frames", "seed", "cameras", "interacting")
-                   for word in (f"--{name}", str(rendered[name]))]
-        yield shlex.join(["python", "tool/make_synthetic.py", "--out", local(starts[first].data["root"]), *options])
+    for folder in (starts[first].data, *starts[first].data.get("more_roots", [])):
+        if folder["rendered"]:
+            options = [word for name in ("frames", "seed", "cameras", "interacting")
+                       for word in (f"--{name}", str(folder["rendered"][name]))]
+            yield shlex.join(["python", "tool/make_synthetic.py", "--out", local(folder["root"]), *options])
     for command, group in groupby(starts[first:], key=_command):
         steps = [str(start.step) for start in group]
         yield command + (f"     # at step {', then '.join(steps)}" if steps != ["0"] else "")
@@ -131,11 +132,9 @@ def _hand_model(start: Start) -> dict[str, str]:
 def _data(start: Start) -> dict[str, Any]:
     """`describe_data` of what lies here now."""
     config = config_from_dict(start.config)
-    data = replace(config.data, root=local(config.data.root))
+    data = replace(config.data, root=local(config.data.root), more_roots=tuple(map(local, config.data.more_roots)))
     hand_model = load_hand_model(config.hand_model.name, local(config.hand_model.path))
-    reader = build_reader(data.trainset, root=ROOT / data.root, split=data.train_split, hand_model=hand_model,
-                          filter=data.filter, box_source=data.box_source)
-    return describe_data(data, reader)
+    return describe_data(data, training_reader(replace(config, data=data), hand_model))
 
 
 def _revision(program: dict[str, Any]) -> str:

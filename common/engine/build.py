@@ -17,7 +17,8 @@ from common.weights import load_trained
 from data import build_reader
 from data.augment import AugmentRanges
 from data.dataset import TwoHandDataset
-from data.subset import EvenSubset
+from data.schema import Reader
+from data.subset import EvenSubset, JoinedReader
 from data.synthetic.batches import RenderedBatches
 from main.config import Config, config_to_dict
 
@@ -33,9 +34,30 @@ def configured_hand_model(config: Config) -> HandModel:
 def configured_dataset(config: Config, hand_model: HandModel, name: str, split: str, *,
                        augmented: bool) -> TwoHandDataset:
     """One split of the dataset `name`; UserError if it was made with another hand model."""
+    return _dataset(config, _reader(config, hand_model, name, split, config.data.root), augmented=augmented)
+
+
+def training_dataset(config: Config, hand_model: HandModel) -> TwoHandDataset:
+    """What is trained on."""
+    return _dataset(config, training_reader(config, hand_model), augmented=True)
+
+
+def training_reader(config: Config, hand_model: HandModel) -> Reader:
+    """The split `data.train_split` of all folders of the trainset."""
     data = config.data
-    reader = build_reader(name, root=ROOT / data.root, split=split, hand_model=hand_model, filter=data.filter,
-                          box_source=data.box_source)
+    readers = [_reader(config, hand_model, data.trainset, data.train_split, root)
+               for root in (data.root, *data.more_roots)]
+    return JoinedReader(readers) if data.more_roots else readers[0]
+
+
+def _reader(config: Config, hand_model: HandModel, name: str, split: str, root: str) -> Reader:
+    data = config.data
+    return build_reader(name, root=ROOT / root, split=split, hand_model=hand_model, filter=data.filter,
+                        box_source=data.box_source)
+
+
+def _dataset(config: Config, reader: Reader, *, augmented: bool) -> TwoHandDataset:
+    data = config.data
     log.info(reader.summary)
     augment = AugmentRanges(**asdict(data.augment)) if augmented else None
     return TwoHandDataset(reader, size=config.model.input_size, box_ratio=data.box_ratio, augment=augment,

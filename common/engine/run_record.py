@@ -109,9 +109,11 @@ def describe_data(data: DataConfig, reader: Reader) -> dict[str, Any]:
 
     No picture is read: `rendered` gives the settings that a rendered set was made with, which decide its pictures.
     """
+    others = [{"root": portable(ROOT / root), "rendered": _rendering(ROOT / root)} for root in data.more_roots]
+    more = {"more_roots": others} if others else {}
     return {"name": data.trainset, "split": data.train_split, "root": portable(ROOT / data.root),
             "filter": data.filter, "box_source": data.box_source, "samples": len(reader),
-            "annotations": reader.sources(), "rendered": _rendering(ROOT / data.root)}
+            "annotations": reader.sources(), "rendered": _rendering(ROOT / data.root)} | more
 
 
 def weights_sha256(pretrained: str) -> str | None:

@@ -20,13 +20,13 @@ from common.engine.bad_samples import BadSamples
 from common.engine.build import (
     ROOT,
     changes,
-    configured_dataset,
     configured_hand_model,
     configured_loss,
     refuse_changes,
     rendered_batches,
     starting_model,
     trained_model,
+    training_dataset,
     validation_dataset,
 )
 from common.engine.checkpoint import (
@@ -129,7 +129,7 @@ class Trainer:
         if not resume:
             _refuse_used_folder(output / "model_dump")
 
-        dataset = configured_dataset(config, hand_model, config.data.trainset, config.data.train_split, augmented=True)
+        dataset = training_dataset(config, hand_model)
         if snapshot:
             model = trained_model(config, hand_model, snapshot.model, where="the snapshot")
             baseline = snapshot.mean_joints

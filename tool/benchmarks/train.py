@@ -123,7 +123,7 @@ def _timed_steps(config: Config, dataset: TwoHandDataset, process: Process, betw
     settings = replace(config.train, epochs=1, lr_drops=(), validate_every=0, save_every=0)
     steps, clock = [], {"start": 0.0, "waited": 0.0}
     with tempfile.TemporaryDirectory() as output, \
-            patch.object(trainer_module, "configured_dataset", return_value=dataset):
+            patch.object(trainer_module, "training_dataset", return_value=dataset):
         trainer = Trainer.build(replace(config, train=settings, output=output), process, resume=False)
 
         def timed_update(grad_norm: Tensor, update: Callable[[Tensor], None] = trainer._update) -> None:

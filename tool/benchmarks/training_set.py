@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from common.engine.build import configured_dataset, configured_hand_model
+from common.engine.build import configured_hand_model, training_dataset
 from data.dataset import TwoHandDataset
 from data.schema import Reader, Record
 from data.synthetic.generate import generate
@@ -36,8 +36,7 @@ def training_set(args: argparse.Namespace, steps: int) -> Iterator[tuple[Config,
             print(f"rendering {_FRAMES} frames")
             generate(root, Settings(_FRAMES, seed=0, interacting=1.0), workers=os.cpu_count())
         config = changed_config(load_config(args.config), [f"data.root={json.dumps(str(root.absolute()))}", *args.set])
-        dataset = configured_dataset(config, configured_hand_model(config), config.data.trainset,
-                                     config.data.train_split, augmented=True)
+        dataset = training_dataset(config, configured_hand_model(config))
         dataset.reader = _Repeated(dataset.reader, steps * config.train.accumulate * config.train.batch_size)
         yield config, dataset
 
