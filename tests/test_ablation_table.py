@@ -63,6 +63,19 @@ def test_a_result_of_another_budget_is_refused_and_one_of_this_is_kept(tmp_path)
             table.refuse_other_result(other)
 
 
+def test_a_result_from_before_an_option_existed_is_kept_while_the_option_has_its_default(tmp_path):
+    run = run_of(tmp_path)
+    file = run.folder / "result" / "metrics.json"
+    file.parent.mkdir(parents=True)
+    run.samples.touch()
+    config = config_to_dict(run.config)
+    del config["data"]["more_roots"]
+    file.write_text(json.dumps({"config": config}))
+    table.refuse_other_result(run)
+    with pytest.raises(UserError, match="data.more_roots"):
+        table.refuse_other_result(run_of(tmp_path, overrides=["data.more_roots=[another]"]))
+
+
 def test_the_difference_to_the_full_model_is_of_means_over_joints_and_sure_where_it_is_the_same_everywhere(tmp_path):
     """Recordings that are very unlike, in which one model is always 2 mm worse than the other."""
     runs = [run_of(tmp_path, row) for row in ("wo_lgblock", "full")]

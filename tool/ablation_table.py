@@ -32,7 +32,7 @@ from common.errors import EXIT_DIVERGED, EXIT_OK, EXIT_SOME_FAILED, UserError, r
 from common.mano import load_hand_model  # noqa: E402
 from common.metrics import interval_95  # noqa: E402
 from common.provenance import differences, portable  # noqa: E402
-from main.config import CONFIG_DIR, Config, config_to_dict, load_config  # noqa: E402
+from main.config import CONFIG_DIR, Config, config_from_dict, config_to_dict, load_config  # noqa: E402
 
 # Readings that are no change to lgnet.yaml, and so no file beside the ablations, but one to the table's network.
 READINGS = {"lgfa_paper": ["model.lgfa=paper"]}
@@ -139,7 +139,8 @@ def refuse_other_result(run: Run) -> None:
     """A finished run must be of the configuration asked for: rows with other budgets cannot be compared."""
     if run.metrics is None:
         return
-    changed = differences(run.metrics["config"], json.loads(json.dumps(portable(config_to_dict(run.config)))))
+    before = config_from_dict(run.metrics["config"])     # options that did not exist then have their defaults
+    changed = differences(portable(config_to_dict(before)), portable(config_to_dict(run.config)))
     if changed:
         told = ", ".join(f"{key} {change}" for key, change in changed.items())
         raise UserError(f"{run.folder} holds a result of another configuration: {told}.",
