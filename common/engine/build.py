@@ -38,7 +38,7 @@ def configured_dataset(config: Config, hand_model: HandModel, name: str, split: 
 
 
 def training_dataset(config: Config, hand_model: HandModel) -> TwoHandDataset:
-    """What is trained on."""
+    """What is trained on, augmented: the split `data.train_split` of all folders of the trainset."""
     return _dataset(config, training_reader(config, hand_model), augmented=True)
 
 
