@@ -30,12 +30,14 @@ def mesh_edges(faces: Tensor) -> Tensor:
 class NeighbourSum(nn.Module):
     """x_i + Σ_{j∈N(i)} x_j for nodes (N, B, C).
 
-    `embedding_bag` adds up listed rows of a table. On a CPU that takes a tenth of the time of a scatter-add over edges,
-    and on a GPU its gradient is deterministic.
+    `embedding_bag` adds up listed rows of a table, on a CPU in a tenth of the time of a scatter-add over edges. Each of
+    `edges` (2, E) must be there in both directions: then the sum is its own transpose, and the gradient is the same sum
+    again, many times faster than the one that embedding_bag has and deterministic on a GPU.
     """
 
     def __init__(self, edges: Tensor, num_nodes: int):
         super().__init__()
+        assert torch.equal(edges.unique(dim=1), edges.flip(0).unique(dim=1)), "an edge goes one way only"
         own = torch.arange(num_nodes)
         sources, targets = torch.cat([edges, own.expand(2, -1)], dim=1)
         starts = F.pad(targets.bincount().cumsum(0)[:-1], (1, 0))
@@ -43,7 +45,18 @@ class NeighbourSum(nn.Module):
         self.register_buffer("starts", starts, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.embedding_bag(self.rows, x.flatten(1), self.starts, mode="sum").view_as(x)
+        return _SymmetricSum.apply(x, self.rows, self.starts)
+
+
+class _SymmetricSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, rows: Tensor, starts: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, starts)
+        return F.embedding_bag(rows, x.flatten(1), starts, mode="sum").view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _SymmetricSum.apply(gradient, *ctx.saved_tensors), None, None
 
 
 class GIN(nn.Module):

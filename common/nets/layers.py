@@ -58,7 +58,8 @@ def sample_map(feature_map: Tensor, points_grid: Tensor) -> Tensor:
 def sample_tokens(tokens: Tensor, points_grid: Tensor) -> Tensor:
     """`sample_map` of n² tokens (M, n², C) that are the cells of an n×n map, row by row: (M, N, C).
 
-    For so few cells a matrix of bilinear weights is faster than a lookup.
+    For so few cells a matrix of bilinear weights is faster than a lookup. It is made in float32, and applied in the
+    tokens' own precision.
     """
     side = round(tokens.shape[-2] ** 0.5)
     with torch.autocast(tokens.device.type, enabled=False):
@@ -66,4 +67,4 @@ def sample_tokens(tokens: Tensor, points_grid: Tensor) -> Tensor:
         position = ((points_grid.float() + 1) * side / 2 - 0.5).clamp(0, side - 1)   # (M, N, 2)
         x, y = (1 - (position[..., None] - cells).abs()).clamp(min=0).unbind(dim=-2)          # (M, N, n) each
         weights = (y[..., :, None] * x[..., None, :]).flatten(-2)                             # (M, N, n²)
-        return weights @ tokens.float()
+        return weights.to(tokens.dtype) @ tokens
