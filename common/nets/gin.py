@@ -49,6 +49,8 @@ class NeighbourSum(nn.Module):
 
 
 class _SymmetricSum(torch.autograd.Function):
+    """The sum of NeighbourSum, whose gradient is itself."""
+
     @staticmethod
     def forward(ctx, x: Tensor, rows: Tensor, starts: Tensor) -> Tensor:
         ctx.save_for_backward(rows, starts)
