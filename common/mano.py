@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.hands import MODEL16, NUM_FACES, NUM_SHAPE, NUM_VERTICES, Hand, joint_regressor
+from common.hands import MODEL16, NUM_FACES, NUM_SHAPE, NUM_VERTICES, WRIST, Hand, joint_regressor
 from common.types import ManoParams
 
 BUILTIN_HAND = Path(__file__).parent / "assets" / "builtin_hand.npz"
@@ -122,6 +122,13 @@ class ManoLayer(nn.Module):
                 for hand in Hand
             ]
         return torch.stack(meshes, dim=1)
+
+    def about_wrist(self, params: ManoParams) -> tuple[Tensor, Tensor]:
+        """Vertices (B, 2, 778, 3) and joints (B, 2, 21, 3), metres, relative to the own wrist."""
+        vertices = self(params)
+        with torch.autocast(vertices.device.type, enabled=False):
+            vertices = vertices - self.joints(vertices)[:, :, WRIST, None]
+            return vertices, self.joints(vertices)
 
     def joints(self, vertices: Tensor) -> Tensor:
         """G·vertices: joints (B, 2, 21, 3) of meshes (B, 2, 778, 3), in the meshes' frame."""

@@ -82,7 +82,7 @@ def introduction(metrics: dict[str, Any] | None) -> str:
     """
     scores = "not measured" if metrics is None else (
         f"MPJPE {metrics['mpjpe']:.2f} mm on {metrics['samples']} rendered test samples, protocol "
-        f"'{metrics['protocol']}'")
+        f"'{metrics['protocol']}'{', flip test' if metrics['flip_test'] else ''}")
     return f"Weights: {SHIPPED.name} ({scores}), trained on rendered hands only."
 
 

@@ -128,17 +128,21 @@ def test_a_file_tells_how_its_weights_were_trained_and_measured(run, snapshot, t
     (tmp_path / "run.jsonl").write_bytes(b"".join(msgspec.json.encode(entry) + b"\n" for entry in record))
     sha256 = load_snapshot(path)[1]
     metrics = {"protocol": "lgnet", "checkpoint_sha256": sha256, "counts": {"samples": 5}, "rough": {}, "baseline": {},
-               "data": {}, "protocols": {"lgnet": {"mpjpe": 12.5, "mpvpe": 11.0, "mrrpe": 3.0, "interval_95": None}}}
+               "data": {}, "config": {"test": {"flip_test": True}},
+               "protocols": {"lgnet": {"mpjpe": 12.5, "mpvpe": 11.0, "mrrpe": 3.0, "interval_95": None}}}
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
 
     words = ("tool/export_weights.py", path, tmp_path / "w.safetensors", "--metrics", tmp_path / "metrics.json")
-    assert run(*words)[0] == 0
+    assert run(*words, "--set", "test.flip_test=true")[0] == 0
     with safetensors.safe_open(tmp_path / "w.safetensors", framework="np") as file:
         facts = json.loads(file.metadata()["lgnet"])
     assert facts["training"] == {"epochs": 1, "steps": 7, "samples": 448, "snapshot_sha256": sha256,
                                  "data": {"samples": 80}, "program": {"commit": "at 0"}, "start_from": None}
-    assert read_weights(tmp_path / "w.safetensors").metrics["mpjpe"] == 12.5
+    measured = read_weights(tmp_path / "w.safetensors").metrics
+    assert (measured["mpjpe"], measured["flip_test"], facts["config"]["test"]["flip_test"]) == (12.5, True, True)
 
+    code, text = run(*words, "--set", "model.channels=32")
+    assert code == 2 and "fixes the model, but the configuration differs: model.channels 16" in text
     (tmp_path / "metrics.json").write_text(json.dumps(metrics | {"checkpoint_sha256": "f" * 64}))
     code, text = run(*words)
     assert code == 2 and "is of another snapshot (sha256 ffffffffffff" in text
@@ -343,9 +347,9 @@ def test_the_demo_uses_the_weights_of_the_repository_unless_told_otherwise(run, 
 def test_the_demo_tells_what_was_measured_of_them(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(common.weights.__file__).parents[1] / "main"))
     introduction = importlib.import_module("main.demo").introduction
-    line = introduction({"mpjpe": 12.346, "samples": 900, "protocol": "lgnet"})
-    assert line == (f"Weights: {SHIPPED.name} (MPJPE 12.35 mm on 900 rendered test samples, protocol 'lgnet'), trained "
-                    "on rendered hands only.")
+    line = introduction({"mpjpe": 12.346, "samples": 900, "protocol": "lgnet", "flip_test": True})
+    assert line == (f"Weights: {SHIPPED.name} (MPJPE 12.35 mm on 900 rendered test samples, protocol 'lgnet', flip "
+                    "test), trained on rendered hands only.")
 
 
 @pytest.mark.skipif(not SHIPPED.is_file(), reason="no weights come with this state of the repository")

@@ -1,10 +1,11 @@
 """Make one small file of a snapshot's weights, for test.py, demo.py and `model.pretrained`.
 
-    python tool/export_weights.py SNAPSHOT OUT.safetensors [--metrics metrics.json]
+    python tool/export_weights.py SNAPSHOT OUT.safetensors [--metrics metrics.json] [--set test.flip_test=true]
 
 The weights are stored in half precision, with the configuration, the hand model and what is known of the training:
 the record of the run is looked for where train.py wrote it, in the folder above the snapshot's. `common/weights.py`
-describes the file. metrics.json is what test.py wrote for this snapshot.
+describes the file. metrics.json is what test.py wrote for this snapshot. --set says how whoever uses the file does so
+unless told otherwise.
 """
 
 import argparse
@@ -14,13 +15,14 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from common.engine.build import refuse_changes  # noqa: E402
 from common.engine.checkpoint import WEIGHTS_SUFFIX, Snapshot, load_snapshot, stored_sha256  # noqa: E402
 from common.engine.run_record import RECORD_FILE, Start, read_record  # noqa: E402
 from common.errors import EXIT_OK, UserError, run_entry_point  # noqa: E402
 from common.provenance import ROOT, portable  # noqa: E402
 from common.weights import VERSION, Facts, read_weights, write_weights  # noqa: E402
 from data.InterHand26M.layout import read_json  # noqa: E402
-from main.config import config_from_dict  # noqa: E402
+from main.config import changed_config, config_from_dict, config_to_dict  # noqa: E402
 
 
 def main() -> int:
@@ -29,11 +31,15 @@ def main() -> int:
         raise UserError(f"The file to write is {args.out}.", f"Its name must end in {WEIGHTS_SUFFIX}.")
     run = read_run(args.snapshot)
     snapshot = run.snapshot
+    stored = config_from_dict(snapshot.config)
+    config = changed_config(stored, args.set)
+    refuse_changes(stored, config, str(args.snapshot))
     if run.start is None:
         print("There is no record of the run: the file will not tell which data and which program made these weights.")
     facts = Facts(
-        version=VERSION, config=portable(snapshot.config), hand_model=snapshot.hand_model, training=training(run),
-        metrics=args.metrics and measured(args.metrics, run.sha256), torch_version=snapshot.torch_version,
+        version=VERSION, config=portable(config_to_dict(config)), hand_model=snapshot.hand_model,
+        training=training(run), metrics=args.metrics and measured(args.metrics, run.sha256),
+        torch_version=snapshot.torch_version,
     )
     write_weights(args.out, snapshot.model, snapshot.mean_joints, facts)
     print(f"{args.out}: {sum(value.numel() for value in snapshot.model.values()) / 1e6:.1f} M numbers, "
@@ -86,6 +92,7 @@ def measured(path: Path, sha256: str) -> dict[str, Any]:
         final = metrics["protocols"][name]
         found = {"protocol": name, "samples": metrics["counts"]["samples"], "rough": metrics["rough"],
                  "baseline": metrics["baseline"], "data": metrics["data"]}
+        found["flip_test"] = metrics["config"]["test"].get("flip_test", False)      # results from before it have none
         found |= {key: final[key] for key in ("mpjpe", "mpvpe", "mrrpe", "interval_95")}
     except (KeyError, TypeError):
         raise UserError(f"{path} is not what test.py writes.", "Test the snapshot: it writes result/metrics.json.") \
@@ -101,6 +108,8 @@ def _parse_args() -> argparse.Namespace:
     parser.add_argument("snapshot", type=Path, help="written by train.py")
     parser.add_argument("out", type=Path, metavar="OUT.safetensors", help="the file to write")
     parser.add_argument("--metrics", type=Path, metavar="FILE", help="metrics.json of a test of this snapshot")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
+                        help="change the configuration in the file, for example test.flip_test=true")
     return parser.parse_args()
 
 

@@ -1,6 +1,6 @@
 """Measure trained weights on pictures whose 3D joints are annotated and whose meshes are not, as real frames are.
 
-    python tool/real_check.py FOLDER [--checkpoint FILE] [--out DIR] [--gpu 0]
+    python tool/real_check.py FOLDER [--checkpoint FILE] [--out DIR] [--gpu 0] [--set test.flip_test=false]
 
 FOLDER has the layout of InterHand2.6M, or holds a few frames beside their annotations. Scored are the annotated joints
 of each hand, as the protocol 'lgnet' scores those of meshes: aligned at the wrist, scaled to the true bone from the
@@ -61,14 +61,16 @@ WHITE, DARK = (255, 255, 255), (40, 40, 40)
 def main() -> int:
     args = _parse_args()
     device = choose_devices(args.gpu, torch.cuda.device_count())[0]
-    network = load_network(args.checkpoint, mano_overrides(args.mano), device)
+    network = load_network(args.checkpoint, [*args.set, *mano_overrides(args.mano)], device)
     dataset = open_set(network, args.folder, args.split)
-    print(f"{dataset.reader.summary}\nMeasured are the weights {args.checkpoint}.")
+    print(f"{dataset.reader.summary}\nMeasured are the weights {args.checkpoint}"
+          f"{', with flip test' if network.config.test.flip_test else ''}.")
     measured = measure(network.model, dataset, network.trained.mean_joints, device)
 
     report = describe(measured, dataset)
     facts = {"checkpoint": args.checkpoint.name, "checkpoint_sha256": network.trained.sha256,
-             "hand_model": network.hand_model.identity, "program": code_revision(), "versions": versions()}
+             "flip_test": network.config.test.flip_test, "hand_model": network.hand_model.identity,
+             "program": code_revision(), "versions": versions()}
     write_json(args.out / "metrics.json", portable(report | facts))
     names = unique_names([dataset.reader.sample_id(index) for index in measured.predictions])
     for name, (index, prediction) in zip(names, measured.predictions.items(), strict=True):
@@ -87,6 +89,8 @@ def _parse_args() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=ROOT / "output" / "real_check", metavar="DIR")
     parser.add_argument("--mano", metavar="FOLDER", help="where the MANO files are, for weights trained with them")
     parser.add_argument("--gpu", help=GPU_FORMS + " One device is used.")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
+                        help="change the configuration, for example test.flip_test=false")
     return parser.parse_args()
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.nets.flip_test import FlipTest
 from common.nets.inference import fold_batch_norms, pack_layers
 
 
@@ -30,10 +31,11 @@ def accelerated(model: nn.Module, *, channels_last: bool, compile_mode: str) -> 
 
 
 def for_inference(model: nn.Module, *, precision: str = "float32", channels_last: bool = False,
-                  compile_mode: str = "") -> nn.Module:
+                  compile_mode: str = "", flip_test: bool = False) -> nn.Module:
     """A copy of `model` that predicts the same, to rounding, in less time, and cannot be trained.
 
     precision: "float32" or "bfloat16".  channels_last, compile_mode: as for `accelerated`.
+    flip_test: predict as FlipTest does instead; the model is an LGNet.
     On a CPU and not compiled, oneDNN holds the weights in its own layout; channels_last then changes nothing.
     """
     fast = copy.deepcopy(model).eval().requires_grad_(False)
@@ -42,7 +44,9 @@ def for_inference(model: nn.Module, *, precision: str = "float32", channels_last
     fast = accelerated(fast, channels_last=channels_last, compile_mode=compile_mode)
     if is_on_cpu and not compile_mode and torch.backends.mkldnn.is_available():
         pack_layers(fast, getattr(torch, precision))
-    return Autocast(fast) if precision == "bfloat16" else fast
+    if precision == "bfloat16":
+        fast = Autocast(fast)
+    return FlipTest(fast, model.mano_head.mano) if flip_test else fast
 
 
 class Autocast(nn.Module):

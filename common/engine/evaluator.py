@@ -63,7 +63,7 @@ class Evaluator:
         dataset = configured_dataset(config, hand_model, config.data.testset, config.data.test_split, augmented=False)
         model = trained_model(config, hand_model, trained.model, where).to(process.device)
         fast = for_inference(model, precision=config.test.precision, channels_last=config.test.channels_last,
-                             compile_mode=config.test.compile)
+                             compile_mode=config.test.compile, flip_test=config.test.flip_test)
         return cls(partial(predict, fast), dataset, trained.mean_joints, settings=config.test,
                    workers=config.data.workers, process=process, save=save)
 
@@ -139,6 +139,8 @@ def report(scores: dict[str, Any], facts: dict[str, Any], folder: Path) -> int:
         log.info("Rough mesh: MPJPE %.2f mm, MPVPE %s mm", rough["mpjpe"], _text(rough["mpvpe"]))
         log.info("Mean-pose baseline: MPJPE %.2f mm; the model's is %.3f of it", mean_pose, final["mpjpe"] / mean_pose)
     log.info("%d samples under the protocol '%s'; all numbers are in %s", scores["counts"]["samples"], name, path)
+    if facts.get("config", {}).get("test", {}).get("flip_test"):
+        log.info("Each figure is of the mean of a picture's prediction and its mirror image's (test.flip_test).")
     chosen = facts.get("data", {}).get("filter")
     if chosen is not None and chosen != final["protocol"]["set"]:
         log.info("The authors of '%s' score the set '%s'; these numbers are of '%s'.", name, final["protocol"]["set"],

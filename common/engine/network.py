@@ -38,4 +38,4 @@ def load_network(path: Path, overrides: list[str], device: torch.device) -> Netw
     hand_model = configured_hand_model(config)
     check_same_model(hand_model.identity, trained.hand_model, str(path))
     model = trained_model(config, hand_model, trained.model, str(path)).to(device)
-    return Network(for_inference(model), hand_model, config, trained)
+    return Network(for_inference(model, flip_test=config.test.flip_test), hand_model, config, trained)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from common.geometry import HEATMAP_CELLS, matrix_to_rot6d, rot6d_to_matrix
-from common.hands import NUM_JOINTS, NUM_MODEL_JOINTS, NUM_SHAPE, WRIST
+from common.hands import NUM_JOINTS, NUM_MODEL_JOINTS, NUM_SHAPE
 from common.mano import HandModel, ManoLayer
 from common.nets.attention import AttentionBlock
 from common.nets.layers import PerHand
@@ -76,10 +76,7 @@ class ManoHead(nn.Module):
         rot6d = self.pose(source, self._coordinates(joint.joints_cells)).float().unflatten(-1, (NUM_MODEL_JOINTS, 6))
         params = ManoParams(rot6d_to_matrix(self.rest_rot6d + rot6d), self.shape(pooled).float())
 
-        vertices = self.mano(params)
-        with torch.autocast(vertices.device.type, enabled=False):
-            vertices = vertices - self.mano.joints(vertices)[:, :, WRIST, None]
-            joints = self.mano.joints(vertices)
+        vertices, joints = self.mano.about_wrist(params)
         relative = self.relative(pooled.flatten(1)).float()
         return HandPrediction(vertices, joints, relative, params, self._camera(pooled))
 
