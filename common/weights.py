@@ -33,7 +33,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """What a file says about its weights. Paths are those of `common.provenance.portable`."""
 
     version: int
-    config: dict[str, Any]              # of the training
+    config: dict[str, Any]              # of the training, and how the network is used unless told otherwise
     hand_model: dict[str, str]          # common.mano.HandModel.identity
     training: dict[str, Any]            # tool.export_weights.training: how long, on what, by which program
     metrics: dict[str, Any] | None      # of a test of the snapshot they come from; None: not measured

@@ -247,6 +247,7 @@ def two_machines() -> Iterator[None]:
     for host, address in HOSTS.items():
         setup += [f"-n {host} addr add {address}/24 dev eth0"]
         setup += [f"-n {host} link set {device} up" for device in ("eth0", "lo")]
+    remove_machines()           # of a test run that was killed
     try:
         for host in HOSTS:      # what `ip netns exec` shows as /etc/hosts
             Path("/etc/netns", host).mkdir(parents=True)
@@ -258,9 +259,13 @@ def two_machines() -> Iterator[None]:
                 pytest.skip(f"network namespaces cannot be had here: ip {line}: {done.stderr.strip()}")
         yield
     finally:
-        for host in HOSTS:
-            subprocess.run(["ip", "netns", "delete", host], capture_output=True)
-            shutil.rmtree(Path("/etc/netns", host), ignore_errors=True)
+        remove_machines()
+
+
+def remove_machines() -> None:
+    for host in HOSTS:
+        subprocess.run(["ip", "netns", "delete", host], capture_output=True)
+        shutil.rmtree(Path("/etc/netns", host), ignore_errors=True)
 
 
 def static(rank: int) -> list[str]:
