@@ -63,7 +63,7 @@ def halfway(first: Tensor, second: Tensor) -> Tensor:
     """The rotation (..., 3, 3) half-way from one to the other.
 
     With D the turn by θ between them, it is the square root of D that follows: I + H + H² / (1 + cos ½θ), where
-    H = (D − Dᵀ) / (4 cos ½θ). Of turns by 180° there are two; they give any matrix near `first`.
+    H = (D − Dᵀ) / (4 cos ½θ). Half-way through a turn by 180° lie two; the result is then `first`.
     """
     turn = first.mT @ second
     trace = turn.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
