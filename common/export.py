@@ -7,7 +7,6 @@ one by one and leaves the hand model; posing them gives M_r, a few millimetres f
 Legend: 2 the hand axis · 778 vertices.
 """
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from common.conversion import pose_from_rotations
-from common.engine.checkpoint import write_atomically
+from common.files import write_atomically
 from common.geometry import apply_affine, grid_to_crop
 from common.hands import Hand
 from common.mano import HandModel
@@ -89,11 +88,3 @@ def hand_params(rough: HandPrediction, hand: Hand, model: HandModel) -> dict[str
         "convention": f"{POSE_CONVENTION} Posing gives the rough mesh; the OBJ holds the refined mesh.",
         "hand_model": model.identity,
     }
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """One line for each key, numbers in full; values that are not finite are refused."""
-    lines = [f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}"
-             for key, value in values.items()]
-    text = "{\n" + ",\n".join(lines) + "\n}\n"
-    write_atomically(path, lambda file: file.write(text.encode()))

@@ -14,7 +14,8 @@ import numpy as np
 
 from common.conversion import Matrices, from_matrices, pose_from_rotations, rotations_from_pose, to_matrices
 from common.errors import UserError
-from common.export import POSE_CONVENTION, POSE_UNITS, write_json
+from common.export import POSE_CONVENTION, POSE_UNITS
+from common.files import write_json
 from common.hands import NUM_SHAPE, Hand
 from common.mano import HandModel, check_same_model
 from common.predictions import Predictions

@@ -4,7 +4,6 @@ Both give the same arrays, stacked on the hand axis, so that nothing downstream 
 Legend: 2 the hand axis · 778 vertices · 16 joints in MODEL16 order. Metres.
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.files import sha256_of
 from common.hands import MODEL16, NUM_FACES, NUM_SHAPE, NUM_VERTICES, WRIST, Hand, joint_regressor
 from common.types import ManoParams
 
@@ -68,7 +68,7 @@ def check_same_model(expected: dict[str, str], found: dict[str, str], where: str
 
 def _load_builtin() -> HandModel:
     """The built-in hand. Its file holds the right hand; the left hand is the exact mirror image across x = 0."""
-    digest = hashlib.sha256(BUILTIN_HAND.read_bytes()).hexdigest()
+    digest = sha256_of(BUILTIN_HAND)
     with np.load(BUILTIN_HAND, allow_pickle=False) as file:
         right = {key: file[key] for key in file.files}
     left = dict(right)

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError
+from common.files import ROOT
 from common.hands import MODEL16, NUM_FACES, NUM_MODEL_JOINTS, NUM_SHAPE, NUM_VERTICES, Hand
 from common.mano import HandModel, stack_hands
 from common.mano_pickle import RefusedName, UnusableFile, read_arrays
 
-ROOT = Path(__file__).resolve().parent.parent
 DOWNLOAD_URL = "https://mano.is.tue.mpg.de"
 MAX_BYTES = 20_000_000      # a MANO file has about 4 MB
 # SHA-256 of MANO 1.2's MANO_RIGHT.pkl and MANO_LEFT.pkl by their sizes, as many projects publish them.

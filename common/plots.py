@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from common.curves import BinnedCurve
-from common.engine.checkpoint import write_atomically
+from common.files import write_atomically
 from common.metrics import AUC_END, THRESHOLDS, PckOptions, Protocol
 from common.scoring import PckCurve, Tally
 

@@ -20,8 +20,8 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from common.engine.checkpoint import write_atomically
 from common.errors import UserError
+from common.files import write_atomically
 from common.hands import NUM_JOINTS, NUM_MODEL_JOINTS, NUM_SHAPE, NUM_VERTICES
 from common.mano import HandModel, check_same_model
 from common.types import HandPrediction

@@ -14,7 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from common.files import ROOT
+
 # All that decides what a run does. Fixed depths in `data`: below data/InterHand26M/data lie a million pictures.
 _SOURCES = ("main/*.py", "main/configs/**/*.yaml", "common/**/*.py", "data/*.py", "data/*/*.py", "tool/**/*.py",
             "requirements.txt")

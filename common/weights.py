@@ -15,10 +15,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from common.engine.checkpoint import WEIGHTS_SUFFIX, checked_sha256, load_snapshot, write_signed
 from common.errors import UserError
+from common.files import checked_sha256, write_signed
 from common.hands import NUM_JOINTS, Hand
 
+WEIGHTS_SUFFIX = ".safetensors"
 SHIPPED = Path(__file__).parent / "assets" / f"lgnet_rendered{WEIGHTS_SUFFIX}"
 VERSION = 1
 
@@ -50,14 +51,6 @@ class Trained(NamedTuple):
     training: dict[str, Any] | None     # as in Facts; None for a snapshot, which has a record beside it
     metrics: dict[str, Any] | None      # as in Facts; None for a snapshot
     sha256: str                         # of the file
-
-
-def load_trained(path: Path) -> Trained:
-    """The network of a snapshot or of a file of weights. Raises UserError if it cannot be read."""
-    if path.suffix == WEIGHTS_SUFFIX:
-        return read_weights(path)
-    snapshot, sha256 = load_snapshot(path)
-    return Trained(snapshot.model, snapshot.config, snapshot.hand_model, snapshot.mean_joints, None, None, sha256)
 
 
 def write_weights(path: Path, model: dict[str, Tensor], mean_joints: Tensor, facts: Facts) -> None:

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from common.errors import UserError
+from common.files import read_json
 from common.mano import HandModel, check_same_model
-from data.InterHand26M.layout import read_json
 
 HAND_MODEL_FILE = "hand_model.json"     # in the root of a set: HandModel.identity
 

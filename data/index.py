@@ -25,6 +25,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from common.errors import UserError
+from common.files import sha256_of
 
 CACHE_VARIABLE = "LGNET_CACHE"
 
@@ -146,9 +147,8 @@ def _still(source: Path, known: dict[str, Any]) -> dict[str, Any] | None:
     if stat.st_size != known["size"]:
         return None
     if stat.st_mtime_ns != known["mtime_ns"]:
-        with source.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != known["sha256"]:
-                return None
+        if sha256_of(source) != known["sha256"]:
+            return None
     return {**known, "mtime_ns": stat.st_mtime_ns}
 
 

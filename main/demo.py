@@ -9,7 +9,7 @@ The folders of RGB2Hands and EgoHands are recognised and bring their own boxes. 
 be used.
 """
 
-import _bootstrap  # noqa: F401, I001   repository root on sys.path
+import _bootstrap
 
 import argparse
 import sys
@@ -19,12 +19,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from common.engine.build import ROOT
 from common.engine.checkpoint import snapshot_path
 from common.engine.demo import reconstruct, result_files, write_results
 from common.engine.launch import GPU_FORMS, Process, launch
 from common.engine.network import load_network
 from common.errors import EXIT_OK, EXIT_SOME_FAILED, UserError, run_entry_point
+from common.files import ROOT
 from common.weights import SHIPPED
 from data.checks import BadSample
 from data.ImageFolder import ImageFolder, read_boxes

@@ -3,23 +3,23 @@
 --checkpoint FILE tests a snapshot elsewhere or a file of weights instead.
 """
 
-import _bootstrap  # noqa: F401, I001   repository root on sys.path
+import _bootstrap
 
 import argparse
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from common.engine.build import ROOT, refuse_changes
-from common.engine.checkpoint import best_epoch, snapshot_path
+from common.engine.build import refuse_changes
+from common.engine.checkpoint import best_epoch, load_trained, snapshot_path
 from common.engine.evaluator import Evaluator, report, samples_sha256, write_samples
 from common.engine.launch import GPU_FORMS, Process, launch
 from common.engine.log import start_log
 from common.engine.run_lock import run_lock
 from common.errors import EXIT_OK, run_entry_point
+from common.files import ROOT
 from common.plots import write_curves
 from common.predictions import Origin, PredictionWriter, join_parts
-from common.weights import load_trained
 from main.config import changed_config, config_from_dict, config_to_dict, mano_overrides
 
 

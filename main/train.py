@@ -1,16 +1,16 @@
 """Train LGNet.   python train.py [--gpu 0-1] [--config lgnet] [--continue] [--set train.lr=3e-4 …]"""
 
-import _bootstrap  # noqa: F401, I001   repository root on sys.path
+import _bootstrap
 
 import argparse
 from functools import partial
 
-from common.engine.build import ROOT
 from common.engine.launch import GPU_FORMS, Process, launch
 from common.engine.run_lock import run_lock
 from common.engine.run_record import fit_recorded
 from common.engine.trainer import Trainer
 from common.errors import run_entry_point
+from common.files import ROOT
 from main.config import Config, load_config, mano_overrides
 
 

@@ -3,18 +3,18 @@
 `two` starts two processes on the CPU as `--gpu 0-1` starts two on GPUs.
 """
 
+import _bootstrap
+
 import sys
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import torch
+from toy_training import plain_trainer, toy_dataset
 
-import torch  # noqa: E402
-from toy_training import plain_trainer, toy_dataset  # noqa: E402
-
-import common.engine.launch as launch  # noqa: E402
-from common.errors import run_entry_point  # noqa: E402
-from common.mano import load_hand_model  # noqa: E402
+import common.engine.launch as launch
+from common.errors import run_entry_point
+from common.mano import load_hand_model
 
 
 def train(data: Path, output: Path, epochs: int, process: launch.Process) -> int:

@@ -18,7 +18,6 @@ import torch
 from forks import run_in_fork
 from torch import nn
 
-import common.engine.checkpoint as checkpoint
 from common.engine.checkpoint import (
     Snapshot,
     load_latest,
@@ -29,10 +28,10 @@ from common.engine.checkpoint import (
     save_snapshot,
     snapshot_path,
     snapshots_in,
-    write_atomically,
 )
 from common.engine.seeding import random_state, seed_everything, set_random_state
 from common.errors import UserError
+from common.files import write_atomically
 
 
 def make_snapshot(epoch: int = 0) -> Snapshot:
@@ -182,7 +181,7 @@ def test_what_the_disk_does_not_keep_as_written_is_noticed_while_the_snapshots_b
         Path(source).write_bytes(data)
         original(source, target)
 
-    monkeypatch.setattr(checkpoint.os, "replace", replace)
+    monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(UserError, match="not read back as it was written") as caught:
         save_snapshot(make_snapshot(1), snapshot_path(saved.parent, 1))
     assert caught.value.exit_code == 5

@@ -10,7 +10,8 @@ import torch
 import trimesh
 from scipy.spatial.transform import Rotation
 
-from common.export import common_frame, hand_params, weak_cameras, write_json, write_obj
+from common.export import common_frame, hand_params, weak_cameras, write_obj
+from common.files import write_json
 from common.geometry import SquareBox, apply_affine, crop_affine, grid_to_crop, project_weak
 from common.hands import NUM_FACES, NUM_VERTICES, WRIST, Hand
 from common.mano import HandModel, ManoLayer

@@ -19,6 +19,7 @@ from toy_training import CPU, SHORT, ToyHands, assert_same_end, resumed, toy_tra
 
 import common.engine.checkpoint as checkpoint
 import common.engine.trainer as trainer_module
+from common import files
 from common.engine.checkpoint import load_latest, partial_path, snapshot_path, snapshots_in
 from common.engine.evaluator import Evaluator
 from common.engine.launch import Process
@@ -162,7 +163,7 @@ MOMENTS = {
     "the first step": (Trainer, "_update", 1),
     "a step inside an epoch": (Trainer, "_update", 5),
     "the last step of an epoch": (Trainer, "_backward", 3),
-    "a save": (checkpoint.os, "fsync", 2),
+    "a save": (os, "fsync", 2),
     "a validation": (Evaluator, "_score", 1),
 }
 
@@ -245,7 +246,7 @@ def over_quota_from(step: int, _folder: Path) -> None:
     def refuse(handle: int) -> None:
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
-    at_call(Trainer, "_update", step, lambda: setattr(checkpoint.os, "fsync", refuse), after=True)
+    at_call(Trainer, "_update", step, lambda: setattr(os, "fsync", refuse), after=True)
 
 
 def read_only_from(step: int, folder: Path) -> None:
@@ -255,8 +256,8 @@ def read_only_from(step: int, folder: Path) -> None:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         return original(path, mode, *args, **kwargs)
 
-    at_call(Trainer, "_update", step, lambda: setattr(checkpoint, "open", refuse), after=True)
-    checkpoint.open = open
+    at_call(Trainer, "_update", step, lambda: setattr(files, "open", refuse), after=True)
+    files.open = open
 
 
 @pytest.mark.parametrize(("fault", "save_every"), [

@@ -14,6 +14,7 @@ from toy_training import CPU, SHORT, ToyHands, assert_same_end, resumed, toy_tra
 
 import common.engine.checkpoint as checkpoint
 import common.engine.trainer as trainer_module
+from common import files
 from common.engine.checkpoint import load_latest, partial_path, snapshot_path, snapshots_in
 from common.engine.evaluator import Evaluator
 from common.engine.loading import batches, build_loader
@@ -62,11 +63,11 @@ SAVES = {"a whole snapshot": 2, "a partial snapshot": 3}    # by number in the r
 KILL_POINTS = {
     **{f"at step {step}": (Trainer, "_update", step + 1, False) for step in (0, 2, 4)},
     **{f"half of {what}": (checkpoint.torch, "save", save, HALF) for what, save in SAVES.items()},
-    **{f"{what} on the disk": (checkpoint.os, "fsync", 4 * save - 3, True) for what, save in SAVES.items()},
-    **{f"{what} in its place": (checkpoint.os, "replace", 2 * save - 1, True) for what, save in SAVES.items()},
-    **{f"the digest of {what} on the disk": (checkpoint.os, "fsync", 4 * save - 1, True)
+    **{f"{what} on the disk": (os, "fsync", 4 * save - 3, True) for what, save in SAVES.items()},
+    **{f"{what} in its place": (os, "replace", 2 * save - 1, True) for what, save in SAVES.items()},
+    **{f"the digest of {what} on the disk": (os, "fsync", 4 * save - 1, True)
        for what, save in SAVES.items()},
-    **{f"the digest of {what} in its place": (checkpoint.os, "replace", 2 * save, True)
+    **{f"the digest of {what} in its place": (os, "replace", 2 * save, True)
        for what, save in SAVES.items()},
     **{f"before cleaning up after {what}": (trainer_module, "remove_old_snapshots", save, False)
        for what, save in SAVES.items()},
@@ -83,7 +84,7 @@ VALIDATION_POINTS = {
 
 def die_at(owner: object, name: str, call: int, after: bool | str) -> None:
     if after == HALF:
-        at_call(owner, name, call, lambda: at_call(checkpoint._Hashed, "write", 100, die, after=True), after=False)
+        at_call(owner, name, call, lambda: at_call(files.HashedFile, "write", 100, die, after=True), after=False)
     else:
         at_call(owner, name, call, die, after=after)
 
@@ -139,8 +140,8 @@ def test_a_run_killed_in_its_validation_continues_to_the_same_bits(
 def test_runs_killed_at_two_hundred_random_points_continue_to_the_same_bits(
         dataset, few, tmp_path, reference, record_property):
     """Half of the runs may be killed a second time while they go on."""
-    events = [(checkpoint.os, "fsync"), (checkpoint.os, "replace"), (checkpoint.torch, "save"), (Path, "unlink"),
-              (checkpoint._Hashed, "write"), (trainer_module, "remove_old_snapshots"), (Trainer, "_update"),
+    events = [(os, "fsync"), (os, "replace"), (checkpoint.torch, "save"), (Path, "unlink"),
+              (files.HashedFile, "write"), (trainer_module, "remove_old_snapshots"), (Trainer, "_update"),
               (Evaluator, "_score"), (Evaluator, "scores")]
 
     def count() -> int:

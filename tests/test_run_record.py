@@ -23,16 +23,8 @@ from common.engine.evaluator import report
 from common.engine.launch import Process
 from common.engine.run_record import RECORD_FILE, Start, fit_recorded, read_record
 from common.errors import UserError
-from common.provenance import (
-    ROOT,
-    code_revision,
-    differences,
-    local,
-    portable,
-    portable_command,
-    sources_sha256,
-    versions,
-)
+from common.files import ROOT
+from common.provenance import code_revision, differences, local, portable, portable_command, sources_sha256, versions
 from main.config import Config, DataConfig, ModelConfig, TrainConfig, config_to_dict
 from tool.doctor import report_run
 

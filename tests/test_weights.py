@@ -19,7 +19,7 @@ from hostile_pickles import running_pickles
 from tiny_snapshot import save_tiny_snapshot
 
 import common.weights
-from common.engine.checkpoint import load_snapshot, save_snapshot
+from common.engine.checkpoint import load_snapshot, load_trained, save_snapshot
 from common.engine.evaluator import Evaluator
 from common.engine.launch import Process
 from common.engine.network import load_network
@@ -27,7 +27,7 @@ from common.engine.run_record import Start
 from common.errors import UserError
 from common.nets.lgnet import build_lgnet
 from common.nets.resnet import ResNet
-from common.weights import SHIPPED, VERSION, Facts, load_trained, read_weights, write_weights
+from common.weights import SHIPPED, VERSION, Facts, read_weights, write_weights
 from main.config import changed_config, config_from_dict
 from tool import export_weights
 

@@ -8,6 +8,8 @@ Started again, the tool leaves finished runs alone and goes on with interrupted 
 OUT/table.json are written anew, of the rows asked for.
 """
 
+import _bootstrap
+
 import argparse
 import json
 import re
@@ -18,21 +20,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import numpy as np
+import yaml
 
-import numpy as np  # noqa: E402
-import yaml  # noqa: E402
-
-from common.engine.build import trained_model  # noqa: E402
-from common.engine.checkpoint import load_latest, snapshots_in, write_atomically  # noqa: E402
-from common.engine.evaluator import write_json  # noqa: E402
-from common.engine.launch import GPU_FORMS  # noqa: E402
-from common.errors import EXIT_DIVERGED, EXIT_OK, EXIT_SOME_FAILED, UserError, run_entry_point  # noqa: E402
-from common.mano import load_hand_model  # noqa: E402
-from common.metrics import interval_95  # noqa: E402
-from common.provenance import differences, portable  # noqa: E402
-from main.config import CONFIG_DIR, Config, config_from_dict, config_to_dict, load_config  # noqa: E402
+from common.engine.build import trained_model
+from common.engine.checkpoint import load_latest, snapshots_in
+from common.engine.launch import GPU_FORMS
+from common.errors import EXIT_DIVERGED, EXIT_OK, EXIT_SOME_FAILED, UserError, run_entry_point
+from common.files import (
+    ROOT,
+    write_atomically,
+    write_json,
+)
+from common.mano import load_hand_model
+from common.metrics import interval_95
+from common.provenance import differences, portable
+from main.config import CONFIG_DIR, Config, config_from_dict, config_to_dict, load_config
 
 # Readings that are no change to lgnet.yaml, and so no file beside the ablations, but one to the table's network.
 READINGS = {"lgfa_paper": ["model.lgfa=paper"]}

@@ -3,14 +3,12 @@
 Each has its own --help.
 """
 
+import _bootstrap
+
 import argparse
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from common.errors import run_entry_point  # noqa: E402
-from tool.benchmarks import data, loader, model, raster, synth, train  # noqa: E402
+from common.errors import run_entry_point
+from tool.benchmarks import data, loader, model, raster, synth, train
 
 BENCHMARKS = {"model": model, "train": train, "loader": loader, "synth": synth, "raster": raster, "data": data}
 

@@ -5,28 +5,27 @@ Deterministic, about half a minute.  Builds in millimetres, saves metres.
 
 from __future__ import annotations
 
+import _bootstrap
+
 import argparse
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
 from scipy import sparse
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from common.subdivision import subdivide  # noqa: E402
-from tool.hand_builder import skeleton  # noqa: E402
-from tool.hand_builder.anatomy import build_flesh  # noqa: E402
-from tool.hand_builder.complexion import CHANNELS, skin_channels  # noqa: E402
-from tool.hand_builder.correctives import pose_correctives  # noqa: E402
-from tool.hand_builder.field import Flesh, hand_field  # noqa: E402
-from tool.hand_builder.fit import ROUNDS, fit_to_surface  # noqa: E402
-from tool.hand_builder.remesh import remesh, vertex_normals  # noqa: E402
-from tool.hand_builder.rig import joint_regressor, skinning_weights  # noqa: E402
-from tool.hand_builder.shapes import displacements, shape_table  # noqa: E402
-from tool.hand_builder.surface import dense_surface  # noqa: E402
+from common.files import ROOT
+from common.subdivision import subdivide
+from tool.hand_builder import skeleton
+from tool.hand_builder.anatomy import build_flesh
+from tool.hand_builder.complexion import CHANNELS, skin_channels
+from tool.hand_builder.correctives import pose_correctives
+from tool.hand_builder.field import Flesh, hand_field
+from tool.hand_builder.fit import ROUNDS, fit_to_surface
+from tool.hand_builder.remesh import remesh, vertex_normals
+from tool.hand_builder.rig import joint_regressor, skinning_weights
+from tool.hand_builder.shapes import displacements, shape_table
+from tool.hand_builder.surface import dense_surface
 
 BOX = np.array([-105.0, -58.0, -70.0]), np.array([108.0, 35.0, 105.0])  # mm; its far x plane cuts the wrist
 CELL = 1.25  # mm

@@ -8,20 +8,19 @@ The index lies beside the annotations, or in $LGNET_CACHE (~/.cache/lgnet) where
 Exit code 4 if pictures could not be read.
 """
 
+import _bootstrap
+
 import argparse
 import logging
 import os
-import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from common.errors import EXIT_OK, EXIT_SOME_FAILED, UserError, run_entry_point  # noqa: E402
-from data.InterHand26M.annotations import Annotations, open_annotations  # noqa: E402
-from data.InterHand26M.brightness import measure_brightness  # noqa: E402
-from data.InterHand26M.filters import PUBLISHED_COUNTS, choose, human_list  # noqa: E402
-from data.InterHand26M.layout import Layout, find_layout  # noqa: E402
+from common.errors import EXIT_OK, EXIT_SOME_FAILED, UserError, run_entry_point
+from data.InterHand26M.annotations import Annotations, open_annotations
+from data.InterHand26M.brightness import measure_brightness
+from data.InterHand26M.filters import PUBLISHED_COUNTS, choose, human_list
+from data.InterHand26M.layout import Layout, find_layout
 
 SPLITS = ("train", "val", "test")
 NAMED_FAILURES = 10

@@ -5,24 +5,23 @@ python tool/contact_sheet.py --root DIR --out FILE.png [--split train] [--rows 8
 Each cell shows the crop of one frame and the same crop with the annotated meshes over it: right hands red, left blue.
 """
 
+import _bootstrap
+
 import argparse
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import cv2
+import numpy as np
+import torch
+from torch.nn.functional import normalize
 
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from torch.nn.functional import normalize  # noqa: E402
-
-from common.errors import UserError, run_entry_point  # noqa: E402
-from common.geometry import SquareBox, apply_affine, crop_affine, square_box  # noqa: E402
-from common.hands import Hand  # noqa: E402
-from common.mano import load_hand_model  # noqa: E402
-from common.rasterizer import interpolate, rasterize  # noqa: E402
-from data.InterHand26M.reader import InterHand26M  # noqa: E402
-from data.schema import Record  # noqa: E402
+from common.errors import UserError, run_entry_point
+from common.geometry import SquareBox, apply_affine, crop_affine, square_box
+from common.hands import Hand
+from common.mano import load_hand_model
+from common.rasterizer import interpolate, rasterize
+from data.InterHand26M.reader import InterHand26M
+from data.schema import Record
 
 _COLORS = torch.tensor([[0.95, 0.45, 0.40], [0.40, 0.60, 0.95]])    # right, left
 _OPACITY = 0.65

@@ -8,19 +8,17 @@ corrections that are printed; smplx reads them with ext='npz'. They are the same
 snapshots made with one accept the other.
 """
 
+import _bootstrap
+
 import argparse
-import hashlib
 import os
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import numpy as np
 
-import numpy as np  # noqa: E402
-
-from common.engine.checkpoint import write_atomically  # noqa: E402
-from common.errors import UserError, run_entry_point  # noqa: E402
-from common.mano_files import ManoFile, find_mano, hand_model_of, read_mano  # noqa: E402
+from common.errors import UserError, run_entry_point
+from common.files import sha256_of, write_atomically
+from common.mano_files import ManoFile, find_mano, hand_model_of, read_mano
 
 
 def main() -> None:
@@ -36,7 +34,7 @@ def main() -> None:
         write_atomically(target, lambda stream, arrays=file.arrays: np.savez(stream, **arrays))
         print(f"{file.path}: {'' if file.is_official else 'not '}the official file of MANO 1.2")
         print(f"  sha256 {file.sha256}\n  corrected: {', '.join(file.corrections) or 'nothing'}")
-        print(f"{target}\n  sha256 {hashlib.sha256(target.read_bytes()).hexdigest()}")
+        print(f"{target}\n  sha256 {sha256_of(target)}")
     print(f"hand model\n  sha256 {checked_identity(files)}")
 
 

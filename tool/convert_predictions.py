@@ -21,15 +21,14 @@ points     vertices (N, 2, 778, 3) and joints (N, 2, 21, 3), or one of them, in 
            --order. With --frame wrist also relative (N, 3), left wrist minus right wrist, where it is known.
 """
 
+import _bootstrap
+
 import argparse
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import numpy as np
 
-import numpy as np  # noqa: E402
-
-from common.conversion import (  # noqa: E402
+from common.conversion import (
     JOINT_SETS,
     METRES,
     Form,
@@ -41,12 +40,12 @@ from common.conversion import (  # noqa: E402
     to_matrices,
     to_points,
 )
-from common.engine.build import configured_hand_model  # noqa: E402
-from common.engine.checkpoint import write_atomically  # noqa: E402
-from common.errors import UserError, run_entry_point  # noqa: E402
-from common.interwild import read_interwild, write_interwild  # noqa: E402
-from common.mano import HandModel  # noqa: E402
-from common.predictions import (  # noqa: E402
+from common.engine.build import configured_hand_model
+from common.errors import UserError, run_entry_point
+from common.files import write_atomically
+from common.interwild import read_interwild, write_interwild
+from common.mano import HandModel
+from common.predictions import (
     ROW_SHAPES,
     Origin,
     PredictionFile,
@@ -54,7 +53,7 @@ from common.predictions import (  # noqa: E402
     native,
     write_predictions,
 )
-from main.config import load_config, mano_overrides  # noqa: E402
+from main.config import load_config, mano_overrides
 
 
 def main() -> None:

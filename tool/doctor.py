@@ -8,6 +8,8 @@ and any set of packages: what is missing is reported. The second prints what a t
 made with, how to repeat it, what has changed here since, and the state of its snapshots.
 """
 
+import _bootstrap
+
 import argparse
 import importlib
 import json
@@ -16,11 +18,9 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from common.errors import UserError, run_entry_point  # noqa: E402   these need the standard library only
-from common.provenance import pinned_versions  # noqa: E402
+from common.errors import UserError, run_entry_point  # these need the standard library only
+from common.files import ROOT
+from common.provenance import pinned_versions
 
 EXIT_NOT_READY = 5
 OLDEST_PYTHON = (3, 11)

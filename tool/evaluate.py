@@ -9,34 +9,34 @@ Writes metrics.json and the curves into FILE_scores. Exit code 4: some predictio
 the test set cannot be used.
 """
 
+import _bootstrap
+
 import argparse
-import hashlib
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import numpy as np
+import torch
+from tqdm import tqdm
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from tqdm import tqdm  # noqa: E402
-
-from common.conversion import wrist_relative_meshes  # noqa: E402
-from common.engine.bad_samples import BadSamples  # noqa: E402
-from common.engine.build import configured_dataset, configured_hand_model  # noqa: E402
-from common.engine.evaluator import samples_sha256, write_json  # noqa: E402
-from common.engine.launch import Process  # noqa: E402
-from common.engine.loading import batches, build_loader  # noqa: E402
-from common.errors import EXIT_OK, EXIT_SOME_FAILED, UserError, run_entry_point  # noqa: E402
-from common.mano import ManoLayer  # noqa: E402
-from common.metrics import PckOptions, PredictedHands, protocol_named, report_lines  # noqa: E402
-from common.plots import write_curves  # noqa: E402
-from common.predictions import PredictionFile, Predictions  # noqa: E402
-from common.scoring import Scorer, Tally  # noqa: E402
-from data.dataset import TwoHandDataset  # noqa: E402
-from data.schema import Reader  # noqa: E402
-from main.config import Config, load_config, mano_overrides  # noqa: E402
+from common.conversion import wrist_relative_meshes
+from common.engine.bad_samples import BadSamples
+from common.engine.build import configured_dataset, configured_hand_model
+from common.engine.evaluator import samples_sha256
+from common.engine.launch import Process
+from common.engine.loading import batches, build_loader
+from common.errors import EXIT_OK, EXIT_SOME_FAILED, UserError, run_entry_point
+from common.files import finite_or_none, sha256_of, write_json
+from common.mano import ManoLayer
+from common.metrics import PckOptions, PredictedHands, protocol_named, report_lines
+from common.plots import write_curves
+from common.predictions import PredictionFile, Predictions
+from common.scoring import Scorer, Tally
+from data.dataset import TwoHandDataset
+from data.schema import Reader
+from main.config import Config, load_config, mano_overrides
 
 
 def main() -> int:
@@ -62,10 +62,10 @@ def main() -> int:
                  "filter": config.data.filter, "box_source": config.data.box_source,
                  "samples_sha256": samples_sha256(len(reader), reader.sample_id)},
         "hand_model": reader.hand_model.identity,
-        "predictions": {"file": args.file.name, "sha256": _sha256(args.file), "samples": len(file)},
+        "predictions": {"file": args.file.name, "sha256": sha256_of(args.file), "samples": len(file)},
         "test": asdict(config.test),
     }
-    write_json(folder / "metrics.json", scores | facts)
+    write_json(folder / "metrics.json", finite_or_none(scores | facts))
     return _report(scores | facts, folder)
 
 
@@ -153,11 +153,6 @@ def _report(scores: dict[str, Any], folder: Path) -> int:
         print(f"{counts['unusable']} samples cannot be used and are in no figure: {scores['unusable']}.",
               file=sys.stderr)
     return EXIT_SOME_FAILED if counts["not_finite"] or counts["unusable"] else EXIT_OK
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _parse_args() -> argparse.Namespace:

@@ -8,21 +8,30 @@ describes the file. metrics.json is what test.py wrote for this snapshot. --set 
 unless told otherwise.
 """
 
+import _bootstrap
+
 import argparse
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from common.engine.build import refuse_changes  # noqa: E402
-from common.engine.checkpoint import WEIGHTS_SUFFIX, Snapshot, load_snapshot, stored_sha256  # noqa: E402
-from common.engine.run_record import RECORD_FILE, Start, read_record  # noqa: E402
-from common.errors import EXIT_OK, UserError, run_entry_point  # noqa: E402
-from common.provenance import ROOT, portable  # noqa: E402
-from common.weights import VERSION, Facts, read_weights, write_weights  # noqa: E402
-from data.InterHand26M.layout import read_json  # noqa: E402
-from main.config import changed_config, config_from_dict, config_to_dict  # noqa: E402
+from common.engine.build import refuse_changes
+from common.engine.checkpoint import Snapshot, load_snapshot
+from common.engine.run_record import RECORD_FILE, Start, read_record
+from common.errors import EXIT_OK, UserError, run_entry_point
+from common.files import (
+    ROOT,
+    read_json,
+    stored_sha256,
+)
+from common.provenance import portable
+from common.weights import (
+    VERSION,
+    WEIGHTS_SUFFIX,
+    Facts,
+    read_weights,
+    write_weights,
+)
+from main.config import changed_config, config_from_dict, config_to_dict
 
 
 def main() -> int:

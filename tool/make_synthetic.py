@@ -12,20 +12,19 @@ the hand that it was frozen with, and is compared with what was recorded then. S
 compares, as `tool/verify_data.py --preset` does where nothing can be rendered. Exit code: 4 if it is not the preset.
 """
 
+import _bootstrap
+
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import numpy as np
 
-import numpy as np  # noqa: E402
-
-from common.errors import EXIT_OK, UserError, run_entry_point  # noqa: E402
-from data.synthetic.generate import generate  # noqa: E402
-from data.synthetic.plan import Settings  # noqa: E402
-from data.synthetic.preset import Preset, load_preset, print_verdict, record_preset  # noqa: E402
+from common.errors import EXIT_OK, UserError, run_entry_point
+from data.synthetic.generate import generate
+from data.synthetic.plan import Settings
+from data.synthetic.preset import Preset, load_preset, print_verdict, record_preset
 
 CONTENT_FLAGS = ("frames", "seed", "cameras", "interacting")
 

@@ -7,27 +7,25 @@ compare with published ones. It sees only the finished meshes and shares no code
 Legend: V vertices · F faces · P points · N poses. Metres inside, millimetres in what is printed.
 """
 
+import _bootstrap
+
 import argparse
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import numpy as np
+import torch
+import trimesh
+from scipy import sparse
+from scipy.spatial import ConvexHull
+from torch import Tensor
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import trimesh  # noqa: E402
-from scipy import sparse  # noqa: E402
-from scipy.spatial import ConvexHull  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-from common.errors import run_entry_point  # noqa: E402
-from common.hands import MODEL16, TIP_VERTICES, Hand  # noqa: E402
-from common.mano import BUILTIN_HAND, HandModel, ManoLayer, load_hand_model  # noqa: E402
-from common.subdivision import edge_table, subdivide  # noqa: E402
-from common.types import ManoParams  # noqa: E402
-from data.synthetic.articulation import (  # noqa: E402
+from common.errors import run_entry_point
+from common.hands import MODEL16, TIP_VERTICES, Hand
+from common.mano import BUILTIN_HAND, HandModel, ManoLayer, load_hand_model
+from common.subdivision import edge_table, subdivide
+from common.types import ManoParams
+from data.synthetic.articulation import (
     FINGERS,
     FLEXION,
     PRESETS,

@@ -9,17 +9,16 @@ crops come one by one, rendered ones as median and 10th to 90th percentile. Prin
 the rendered median lies within the spread of the real ones, and the distance beyond it.
 """
 
+import _bootstrap
+
 import argparse
 import json
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import cv2
+import numpy as np
 
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
-
-from common.errors import UserError, run_entry_point  # noqa: E402
+from common.errors import UserError, run_entry_point
 
 _SIDE = 128                 # of a crop, pixels: hands of the real frames are as large
 _BANDS = 24

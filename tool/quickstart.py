@@ -3,6 +3,8 @@
 Every step reuses what an earlier run left. To start over, delete the output folder (output/quickstart).
 """
 
+import _bootstrap
+
 import argparse
 import json
 import shutil
@@ -11,15 +13,13 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from common.engine.checkpoint import snapshot_path, snapshots_in  # noqa: E402
-from common.errors import run_entry_point  # noqa: E402
-from common.mano import load_hand_model  # noqa: E402
-from data import build_reader  # noqa: E402
-from data.subset import spread_evenly  # noqa: E402
-from main.config import Config, load_config  # noqa: E402
+from common.engine.checkpoint import snapshot_path, snapshots_in
+from common.errors import run_entry_point
+from common.files import ROOT
+from common.mano import load_hand_model
+from data import build_reader
+from data.subset import spread_evenly
+from main.config import Config, load_config
 
 FRAMES = 1600
 NUM_PHOTOS = 12

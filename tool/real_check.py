@@ -13,42 +13,46 @@ DIR (output/real_check) gets metrics.json and, in overlay/, a picture of each fr
 over it, true joints (white bones) and predicted ones, and a side view. Exit code 4: some frames could not be used.
 """
 
+import _bootstrap
+
 import argparse
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
 
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-
-from common.engine.bad_samples import BadSamples  # noqa: E402
-from common.engine.build import ROOT, configured_dataset  # noqa: E402
-from common.engine.demo import TILE, Reconstruction, painted, side_by_side, write_png  # noqa: E402
-from common.engine.evaluator import samples_sha256, write_json  # noqa: E402
-from common.engine.launch import GPU_FORMS, Process, choose_devices  # noqa: E402
-from common.engine.loading import batches, build_loader, predict  # noqa: E402
-from common.engine.network import Network, load_network  # noqa: E402
-from common.errors import EXIT_OK, EXIT_SOME_FAILED, run_entry_point  # noqa: E402
-from common.export import common_frame, weak_cameras  # noqa: E402
-from common.geometry import apply_affine, crop_affine, project, square_box  # noqa: E402
-from common.hands import MANO21, WRIST, Hand  # noqa: E402
-from common.metrics import PROTOCOLS, PredictedHands  # noqa: E402
-from common.overlay import HAND_COLORS, PAPER_COLOR, side_view  # noqa: E402
-from common.provenance import code_revision, portable, versions  # noqa: E402
-from common.scoring import Scorer, Tally  # noqa: E402
-from common.types import HandPrediction, Targets, map_tensors  # noqa: E402
-from common.weights import SHIPPED  # noqa: E402
-from data.dataset import EpochSampler, TwoHandDataset, read_frame  # noqa: E402
-from data.ImageFolder import crop_image  # noqa: E402
-from data.ImageFolder.images import unique_names  # noqa: E402
-from data.subset import spread_evenly  # noqa: E402
-from main.config import changed_config, mano_overrides  # noqa: E402
+from common.engine.bad_samples import BadSamples
+from common.engine.build import configured_dataset
+from common.engine.demo import TILE, Reconstruction, painted, side_by_side, write_png
+from common.engine.evaluator import samples_sha256
+from common.engine.launch import GPU_FORMS, Process, choose_devices
+from common.engine.loading import batches, build_loader, predict
+from common.engine.network import Network, load_network
+from common.errors import EXIT_OK, EXIT_SOME_FAILED, run_entry_point
+from common.export import common_frame, weak_cameras
+from common.files import (
+    ROOT,
+    finite_or_none,
+    write_json,
+)
+from common.geometry import apply_affine, crop_affine, project, square_box
+from common.hands import MANO21, WRIST, Hand
+from common.metrics import PROTOCOLS, PredictedHands
+from common.overlay import HAND_COLORS, PAPER_COLOR, side_view
+from common.provenance import code_revision, portable, versions
+from common.scoring import Scorer, Tally
+from common.types import HandPrediction, Targets, map_tensors
+from common.weights import SHIPPED
+from data.dataset import EpochSampler, TwoHandDataset, read_frame
+from data.ImageFolder import crop_image
+from data.ImageFolder.images import unique_names
+from data.subset import spread_evenly
+from main.config import changed_config, mano_overrides
 
 SCALED = replace(PROTOCOLS["lgnet"], name="scaled", truth="annotated", masked=True, metrics=("mpjpe", "mrrpe"),
                  aliases=(), set="all", source="the protocol 'lgnet', on annotated joints")
@@ -71,7 +75,7 @@ def main() -> int:
     facts = {"checkpoint": args.checkpoint.name, "checkpoint_sha256": network.trained.sha256,
              "flip_test": network.config.test.flip_test, "hand_model": network.hand_model.identity,
              "program": code_revision(), "versions": versions()}
-    write_json(args.out / "metrics.json", portable(report | facts))
+    write_json(args.out / "metrics.json", finite_or_none(portable(report | facts)))
     names = unique_names([dataset.reader.sample_id(index) for index in measured.predictions])
     for name, (index, prediction) in zip(names, measured.predictions.items(), strict=True):
         write_png(args.out / "overlay" / f"{name}.png", draw(network, dataset, index, prediction))

@@ -13,8 +13,9 @@ from common.engine.build import training_reader
 from common.engine.checkpoint import load_snapshot, snapshot_path
 from common.engine.run_record import End, Start, describe_data, read_record, weights_sha256
 from common.errors import UserError
+from common.files import ROOT
 from common.mano import load_hand_model
-from common.provenance import ROOT, code_revision, differences, local, versions
+from common.provenance import code_revision, differences, local, versions
 from main.config import config_from_dict
 
 NAMED = 5       # changed files in a line

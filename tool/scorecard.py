@@ -9,6 +9,8 @@ as many as it says with record_property("cases", n). Exit code 0 if every row is
 did not run are shown as such and are not reached; --fast leaves out the rows of slow tests.
 """
 
+import _bootstrap
+
 import argparse
 import os
 import subprocess
@@ -19,11 +21,8 @@ import xml.etree.ElementTree as ElementTree
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from common.engine.evaluator import write_json  # noqa: E402
-from common.errors import UserError, run_entry_point  # noqa: E402
+from common.errors import UserError, run_entry_point
+from common.files import ROOT, write_json
 
 EXIT_NOT_REACHED = 1
 

@@ -7,33 +7,32 @@ hidden, from where the cameras look, how wrists and fingers bend. The numbers ar
 Ctrl-C ends the drawing early; what has been drawn is reported.
 """
 
+import _bootstrap
+
 import argparse
 import json
 import multiprocessing
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import numpy as np
+import torch
+from tqdm import tqdm
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from tqdm import tqdm  # noqa: E402
-
-from common.errors import UserError, run_entry_point  # noqa: E402
-from common.hands import MODEL16, Hand  # noqa: E402
-from common.mano import load_hand_model  # noqa: E402
-from common.rasterizer import rasterize  # noqa: E402
-from data.synthetic.body import vertex_normals, wrist_angles  # noqa: E402
-from data.synthetic.camera import STUDIO_SHARE, Camera, sample_cameras  # noqa: E402
-from data.synthetic.families import sample_kind  # noqa: E402
-from data.synthetic.interaction import own_depth_mm  # noqa: E402
-from data.synthetic.posing import HandSet, Step, build_hand_set, pose_steps  # noqa: E402
+from common.errors import UserError, run_entry_point
+from common.hands import MODEL16, Hand
+from common.mano import load_hand_model
+from common.rasterizer import rasterize
+from data.synthetic.body import vertex_normals, wrist_angles
+from data.synthetic.camera import STUDIO_SHARE, Camera, sample_cameras
+from data.synthetic.families import sample_kind
+from data.synthetic.interaction import own_depth_mm
+from data.synthetic.posing import HandSet, Step, build_hand_set, pose_steps
 
 _BLOCK = 64                     # frames a process works on at a time
 _CLOSELY = 5                    # every fifth frame is also measured for what takes long: its own depth, what is hidden

@@ -9,33 +9,35 @@ set with what was recorded of one that stands still instead. Exit code: 0 if not
 the set cannot be opened.
 """
 
+import _bootstrap
+
 import argparse
 import json
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
-import numpy as np  # noqa: E402
-from torch.utils.data import DataLoader, Dataset  # noqa: E402
-from tqdm import tqdm  # noqa: E402
-
-from common.engine.build import ROOT, configured_dataset, configured_hand_model  # noqa: E402
-from common.engine.checkpoint import write_atomically  # noqa: E402
-from common.engine.loading import loaded  # noqa: E402
-from common.engine.seeding import use_one_thread  # noqa: E402
-from common.errors import EXIT_OK, EXIT_SOME_FAILED, UserError, run_entry_point  # noqa: E402
-from common.mano import HandModel  # noqa: E402
-from data.checks import BadSample, Reason  # noqa: E402
-from data.dataset import read_frame  # noqa: E402
-from data.schema import NoSuchSplit, Reader  # noqa: E402
-from data.synthetic.preset import load_preset, print_verdict  # noqa: E402
-from main.config import Config, load_config, mano_overrides  # noqa: E402
+from common.engine.build import configured_dataset, configured_hand_model
+from common.engine.loading import loaded
+from common.engine.seeding import use_one_thread
+from common.errors import EXIT_OK, EXIT_SOME_FAILED, UserError, run_entry_point
+from common.files import (
+    ROOT,
+    write_atomically,
+)
+from common.mano import HandModel
+from data.checks import BadSample, Reason
+from data.dataset import read_frame
+from data.schema import NoSuchSplit, Reader
+from data.synthetic.preset import load_preset, print_verdict
+from main.config import Config, load_config, mano_overrides
 
 SPLITS = ("train", "val", "test")
 SHOWN = 3       # of each reason; --json has all

@@ -2,18 +2,17 @@
 
 import logging
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from common.engine.checkpoint import load_weights
+from common.engine.checkpoint import load_trained, load_weights
 from common.errors import UserError
+from common.files import ROOT
 from common.losses import TwoHandLoss
 from common.mano import HandModel, load_hand_model
 from common.nets.lgnet import LGNet, build_lgnet
-from common.weights import load_trained
 from data import build_reader
 from data.augment import AugmentRanges
 from data.dataset import TwoHandDataset
@@ -23,7 +22,6 @@ from data.synthetic.batches import RenderedBatches
 from main.config import Config, config_to_dict
 
 log = logging.getLogger(__name__)
-ROOT = Path(__file__).resolve().parents[2]     # relative paths of a configuration start here
 
 
 def configured_hand_model(config: Config) -> HandModel:

@@ -5,26 +5,22 @@ second is written last: without it, or with another digest in it, the first does
 epoch E, after S of its samples, are called `partial_E_S.pth.tar`.
 """
 
-import contextlib
 import dataclasses
-import hashlib
 import logging
-import os
 import re
-import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from common.errors import EXIT_ENVIRONMENT, UserError
+from common.files import checked_sha256, digest_path, free_bytes, megabytes, write_signed
+from common.weights import WEIGHTS_SUFFIX, Trained, read_weights
 
 log = logging.getLogger(__name__)
-WEIGHTS_SUFFIX = ".safetensors"     # of common.weights
 _NAME = re.compile(r"snapshot_(\d+)\.pth\.tar|partial_(\d+)_(\d+)\.pth\.tar")
 
 
@@ -67,31 +63,6 @@ def save_snapshot(snapshot: Snapshot, path: Path) -> None:
     write_signed(path, lambda file: torch.save(values, file), size)
 
 
-def write_signed(path: Path, write: Callable[[BinaryIO], Any], size: int = 0) -> None:
-    """Let `write` fill a file, then put its digest beside it. A failure leaves whatever was there before.
-
-    size: as in `write_atomically`. Raises UserError as `save_snapshot` does.
-    """
-    written = hashlib.sha256()
-    write_atomically(path, lambda file: write(_Hashed(file, written)), size)
-    if _sha256(path) != written.hexdigest():
-        raise UserError(f"{path} is not read back as it was written.", "Check the disk, then run again; train.py goes "
-                        "on with --continue.", EXIT_ENVIRONMENT)
-    line = f"{written.hexdigest()}  {path.name}\n".encode()
-    write_atomically(_digest_path(path), lambda file: file.write(line))
-
-
-class _Hashed:
-    """A file whose bytes are hashed on their way."""
-
-    def __init__(self, file: BinaryIO, digest: "hashlib._Hash"):
-        self.file, self.digest, self.flush = file, digest, file.flush
-
-    def write(self, data: bytes) -> int:
-        self.digest.update(data)
-        return self.file.write(data)
-
-
 def load_snapshot(path: Path) -> tuple[Snapshot, str]:
     """A snapshot, on the CPU, and its SHA-256.
 
@@ -113,18 +84,12 @@ def load_snapshot(path: Path) -> tuple[Snapshot, str]:
         raise UserError(f"{path} is not a snapshot of this program: {reason}.", "Use another snapshot.") from None
 
 
-def checked_sha256(path: Path, hint: str) -> str:
-    """The SHA-256 of a file that `write_signed` wrote; UserError, with `hint`, if it is not as it was written."""
-    if not _digest_path(path).is_file():
-        raise UserError(f"{path} is incomplete: {_digest_path(path).name}, which is written last, is missing beside "
-                        "it.", hint)
-    try:
-        expected, found = stored_sha256(path), _sha256(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.", hint) from None
-    if found != expected:
-        raise UserError(f"{path} is damaged (sha256 {found[:12]} instead of {expected[:12]}).", hint)
-    return found
+def load_trained(path: Path) -> Trained:
+    """The network of a snapshot or of a file of weights. Raises UserError if it cannot be read."""
+    if path.suffix == WEIGHTS_SUFFIX:
+        return read_weights(path)
+    snapshot, sha256 = load_snapshot(path)
+    return Trained(snapshot.model, snapshot.config, snapshot.hand_model, snapshot.mean_joints, None, None, sha256)
 
 
 def _no_snapshot(path: Path) -> UserError:
@@ -177,7 +142,7 @@ def best_epoch(folder: Path) -> int:
 
 def snapshots_in(folder: Path) -> list[Path]:
     """All snapshots that were written to the end, the one that went furthest last."""
-    return [path for path in _named(folder) if _digest_path(path).is_file()]
+    return [path for path in _named(folder) if digest_path(path).is_file()]
 
 
 def remove_old_snapshots(folder: Path, keep: int, best: int | None = None) -> None:
@@ -194,7 +159,7 @@ def remove_old_snapshots(folder: Path, keep: int, best: int | None = None) -> No
     # A snapshot without its digest counts for nothing; one that went further than the newest may be of use by hand.
     old = [path for path in _named(folder) if path not in kept and _progress(path) < _progress(paths[-1])]
     orphans = [digest for digest in folder.glob("*.pth.tar.sha256") if not digest.with_suffix("").exists()]
-    for path in [*old, *map(_digest_path, old), *orphans, *folder.glob("*.tmp-*")]:
+    for path in [*old, *map(digest_path, old), *orphans, *folder.glob("*.tmp-*")]:
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
@@ -208,12 +173,12 @@ def check_space(folder: Path, size: int, most: int) -> None:
     """
     free = free_bytes(folder)
     if free < size:
-        raise UserError(f"A snapshot needs about {_megabytes(size)}, and {_megabytes(free)} are free for {folder}.",
+        raise UserError(f"A snapshot needs about {megabytes(size)}, and {megabytes(free)} are free for {folder}.",
                         "Make room, or choose a folder on another disk with --set output=FOLDER.", EXIT_ENVIRONMENT)
     held = sum(path.stat().st_size for path in folder.glob("*.pth.tar"))
     if free + held < most * size:
         log.warning("Up to %d snapshots of about %s are kept in %s, and %s are free: training stops when the disk is "
-                    "full.", most, _megabytes(size), folder, _megabytes(free))
+                    "full.", most, megabytes(size), folder, megabytes(free))
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
@@ -239,74 +204,6 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> No
         raise UserError(f"The weights in {where} do not fit the model. {'; '.join(found)}.",
                         "Was it made with another model configuration?")
     model.load_state_dict(weights)
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], Any], size: int = 0) -> None:
-    """Let `write` fill a file that appears under `path` only when it is complete and on the disk.
-
-    size: about how many bytes it needs, if that is known. Raises the error that `cannot_write` makes.
-    """
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        cause = error
-        while cause is not None and not isinstance(cause, OSError):
-            cause = cause.__context__       # torch.save ends with an error of its own after that of the disk
-        if cause is None:
-            raise
-        raise cannot_write(path, cause, size) from error
-
-
-def cannot_write(path: Path, error: OSError, size: int = 0) -> UserError:
-    """What to raise if `path` cannot be written: exit code 2 if no file can be there, 5 if the disk or the folder does
-    not take one of `size` bytes (0: unknown)."""
-    reason = error.strerror or str(error)
-    if isinstance(error, (NotADirectoryError, IsADirectoryError, FileExistsError)):
-        return UserError(f"Cannot write {path}: {reason}.", "Choose another path.")
-    needs = f"needs about {_megabytes(size)}, " if size else ""
-    return UserError(f"Cannot write {path}: {reason} ({needs}{_megabytes(free_bytes(path))} are free).",
-                     "Make room or make the folder writable, then run again; train.py goes on with --continue.",
-                     EXIT_ENVIRONMENT)
-
-
-def free_bytes(path: Path) -> int:
-    """Free space where `path` lies or would lie."""
-    return shutil.disk_usage(next(place for place in (path, *path.absolute().parents) if place.exists())).free
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.0f} MB" if size >= 1e6 else f"{size / 1e6:.2f} MB"
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def stored_sha256(path: Path) -> str:
-    """The SHA-256 that a file of `write_signed` had when it was written."""
-    return _digest_path(path).read_text(errors="replace")[:64]
-
-
-def _digest_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.sha256")
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _named(folder: Path) -> list[Path]:

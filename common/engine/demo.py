@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.engine.checkpoint import write_atomically
-from common.export import WeakCamera, common_frame, hand_params, weak_cameras, wrist_offsets, write_json, write_obj
+from common.export import WeakCamera, common_frame, hand_params, weak_cameras, wrist_offsets, write_obj
+from common.files import write_atomically, write_json
 from common.geometry import apply_affine, crop_affine
 from common.hands import Hand
 from common.mano import HandModel

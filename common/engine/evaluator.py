@@ -1,9 +1,7 @@
 """Testing: one pass over a test set, scored under every protocol."""
 
 import hashlib
-import json
 import logging
-import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -17,10 +15,10 @@ from tqdm import tqdm
 from common.engine.acceleration import for_inference
 from common.engine.bad_samples import BadSamples
 from common.engine.build import configured_dataset, configured_hand_model, trained_model
-from common.engine.checkpoint import write_atomically
 from common.engine.launch import Process
 from common.engine.loading import batches, build_loader, dead_loaders_told, predict
 from common.errors import EXIT_OK, EXIT_SOME_FAILED
+from common.files import finite_or_none, write_atomically, write_json
 from common.mano import check_same_model
 from common.metrics import PckOptions, PredictedHands, protocol_named, report_lines
 from common.provenance import code_revision, portable, versions
@@ -129,7 +127,7 @@ def report(scores: dict[str, Any], facts: dict[str, Any], folder: Path) -> int:
     Exit code: 0, or 4 if the model predicted numbers that are not finite or if samples could not be used.
     """
     path = folder / "metrics.json"
-    write_json(path, scores | portable(facts | {"program": code_revision(), "versions": versions()}))
+    write_json(path, finite_or_none(scores | portable(facts | {"program": code_revision(), "versions": versions()})))
 
     name, rough, mean_pose = scores["protocol"], scores["rough"], scores["baseline"]["mean_pose"]["mpjpe"]
     final = scores["protocols"][name]
@@ -161,12 +159,6 @@ def samples_sha256(size: int, sample_id: Callable[[int], str]) -> str:
     return digest.hexdigest()
 
 
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write plain values atomically; a number that JSON cannot hold becomes null."""
-    text = json.dumps(_finite(values), indent=2, allow_nan=False)
-    write_atomically(path, lambda file: file.write(text.encode()))
-
-
 def write_samples(path: Path, tally: Tally, sample_id: Callable[[int], str]) -> None:
     """Write a row for each sample (`Tally.samples`) as an .npz file: one array for each column, besides `image`, the
     samples' names, and `protocols`, the names of the second axis."""
@@ -191,17 +183,6 @@ def _scorers(dataset: TwoHandDataset, settings: TestConfig, process: Process) ->
 
 def _predicted(hands: HandPrediction) -> PredictedHands:
     return PredictedHands(hands.vertices, hands.joints, hands.relative)
-
-
-def _finite(values: Any) -> Any:
-    """`values` with None in place of numbers that JSON cannot hold; `not_finite` in the counts tells of them."""
-    if isinstance(values, dict):
-        return {key: _finite(value) for key, value in values.items()}
-    if isinstance(values, list):
-        return [_finite(value) for value in values]
-    if isinstance(values, float) and not math.isfinite(values):
-        return None
-    return values
 
 
 def _text(value: float | None) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from common.engine.checkpoint import cannot_write
+from common.files import cannot_write
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -5,7 +5,6 @@ and the file is replaced as a whole, so that none is half written.
 """
 
 import contextlib
-import hashlib
 import logging
 import os
 import platform
@@ -18,12 +17,11 @@ from typing import Any
 import msgspec
 import torch
 
-from common.engine.checkpoint import write_atomically
 from common.engine.launch import Process
 from common.engine.trainer import Trainer
 from common.errors import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_OK, UserError
-from common.provenance import ROOT, code_revision, differences, portable, portable_command, versions
-from data.InterHand26M.layout import read_json
+from common.files import ROOT, read_json, sha256_of, write_atomically
+from common.provenance import code_revision, differences, portable, portable_command, versions
 from data.schema import Reader
 from data.synthetic import SETTINGS_FILE
 from main.config import Config, DataConfig, config_to_dict
@@ -119,10 +117,7 @@ def describe_data(data: DataConfig, reader: Reader) -> dict[str, Any]:
 def weights_sha256(pretrained: str) -> str | None:
     """SHA-256 of the file that `model.pretrained` names, None if it names none."""
     file = ROOT / pretrained
-    if not file.is_file():
-        return None
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    return sha256_of(file) if file.is_file() else None
 
 
 def _describe_start(trainer: Trainer, config: Config, machine: dict[str, Any], resume: bool,

@@ -18,7 +18,6 @@ from tqdm import tqdm
 from common.engine.acceleration import accelerated
 from common.engine.bad_samples import BadSamples
 from common.engine.build import (
-    ROOT,
     changes,
     configured_hand_model,
     configured_loss,
@@ -38,8 +37,6 @@ from common.engine.checkpoint import (
     save_snapshot,
     snapshot_path,
     snapshots_in,
-    stored_sha256,
-    write_atomically,
 )
 from common.engine.evaluator import Evaluator
 from common.engine.launch import Process
@@ -55,6 +52,7 @@ from common.engine.log import Recorder, start_log
 from common.engine.seeding import random_state, seed_everything, set_random_state
 from common.engine.signals import StopRequest
 from common.errors import EXIT_DIVERGED, EXIT_OK, UserError
+from common.files import ROOT, stored_sha256, write_atomically
 from common.mano import HandModel, check_same_model
 from common.metrics import protocol_named
 from common.types import HandPrediction, Targets, TwoHandBatch

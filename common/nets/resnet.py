@@ -10,10 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from common.engine.checkpoint import WEIGHTS_SUFFIX
 from common.errors import UserError
 from common.nets.torchvision_import import import_torchvision
-from common.weights import read_weights
+from common.weights import WEIGHTS_SUFFIX, read_weights
 
 logger = logging.getLogger(__name__)
 _BACKBONE = "backbone."                 # what the names of an LGNet's backbone begin with

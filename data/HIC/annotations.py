@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from common.errors import UserError
+from common.files import read_json
 from common.hands import Hand
-from data.InterHand26M.layout import read_json
 
 IMAGE_SIZE = (640, 480)
 HAND_TYPES = ("right", "left", "interacting")

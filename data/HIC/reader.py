@@ -1,12 +1,12 @@
 """HIC (Tzionas et al., IJCV 2016): frames of one fixed camera with MANO meshes. It is only tested on."""
 
-import hashlib
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from common.errors import UserError
+from common.files import sha256_of
 from common.hands import NUM_JOINTS, NUM_MODEL_JOINTS, NUM_SHAPE, NUM_VERTICES, joint_regressor
 from common.mano import HandModel
 from data.hand_model_file import HAND_MODEL_FILE, names_hand_model
@@ -77,7 +77,7 @@ class HIC:
 
     def sources(self) -> dict[str, str]:
         """SHA-256 of HIC.json."""
-        return {self.annotations.name: hashlib.sha256(self.annotations.read_bytes()).hexdigest()}
+        return {self.annotations.name: sha256_of(self.annotations)}
 
     def broken(self) -> dict[str, list[str]]:
         """The meshes that are named but missing."""

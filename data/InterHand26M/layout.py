@@ -1,11 +1,9 @@
 """Where the files of InterHand2.6M are, in the layouts in which it travels."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from common.errors import UserError
 from data.schema import NoSuchSplit
 
 _HINT = (
@@ -50,16 +48,3 @@ def _layouts(root: Path, split: str) -> Iterator[Layout]:
                 yield Layout(annotations, f"InterHand2.6M_{split}", kind, base / "images" / split)
     # A few frames beside their annotations in one flat folder, as in mmpose's test data.
     yield Layout(root, f"{split}_interhand2.6m", "data", root)
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; UserError when it is missing or damaged."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            return json.load(file)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing.", "The annotation files of a split belong together.") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a complete JSON file: {error}.", "Copy or download it again.") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None

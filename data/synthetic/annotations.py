@@ -4,8 +4,6 @@ Joints leave MANO21 order here. World coordinates: millimetres for joints and ca
 Legend: 2 the hand axis · 21 joints.
 """
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -89,18 +87,6 @@ def skeleton_text() -> str:
             base = hand * len(INTERHAND21.names)
             lines.append(f"{prefix}_{name} {base + index} {parent + base if parent >= 0 else -1}")
     return "\n".join(lines) + "\n"
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a file that is either complete or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(content).encode())
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_bytes(content)
-    unfinished.replace(path)
 
 
 def annotation_file(root: Path, split: str, kind: str) -> Path:

@@ -21,11 +21,11 @@ from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from common.errors import UserError
+from common.files import read_json, write_atomically, write_json
 from common.hands import Hand
 from common.mano import HandModel, load_hand_model
 from common.memory import keep_freed_memory
 from data.hand_model_file import HAND_MODEL_FILE
-from data.InterHand26M.layout import read_json
 from data.synthetic import SETTINGS_FILE
 from data.synthetic.annotations import (
     annotation_file,
@@ -35,8 +35,6 @@ from data.synthetic.annotations import (
     mano_entry,
     skeleton_text,
     visible_joints,
-    write_atomically,
-    write_json,
 )
 from data.synthetic.camera import STUDIO_SHARE, Camera, sample_cameras
 from data.synthetic.dice import Dice
@@ -184,7 +182,7 @@ def render_sequence(job: tuple[Path, Settings, Sequence]) -> int:
         of_size = [shot for shot in shots if shot.camera.size == size]
         for first in range(0, len(of_size), _AT_ONCE):
             _render_shots(root, settings, sequence, capture, of_size[first: first + _AT_ONCE])
-    write_json(part_file(root, sequence), part)
+    write_json(part_file(root, sequence), part, compact=True)
     return len(part["files"])
 
 
@@ -280,7 +278,7 @@ def _add_step(part: dict[str, Any], sequence: Sequence, frame: int, step: Step, 
 def _write_jpeg(path: Path, picture: np.ndarray, quality: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     _, encoded = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-    write_atomically(path, encoded.tobytes())
+    write_atomically(path, lambda file: file.write(encoded.tobytes()))
 
 
 @lru_cache(maxsize=1)
@@ -308,14 +306,14 @@ def _join_parts(root: Path, settings: Settings, model: HandModel,
                 sequences: list[Sequence]) -> dict[str, dict[str, Any]]:
     """Write the annotation files from the parts; gives the interaction records."""
     write_json(root / HAND_MODEL_FILE, model.identity)
-    write_atomically(root / "annotations" / "skeleton.txt", skeleton_text().encode())
+    write_atomically(root / "annotations" / "skeleton.txt", lambda file: file.write(skeleton_text().encode()))
     interactions = {}
     for split in SPLITS:
         of_split = [sequence for sequence in sequences if sequence.split == split]
         tables, interactions[split] = _tables(root, settings, of_split)
-        write_json(root / "annotations" / split / "interaction.json", interactions[split])
+        write_json(root / "annotations" / split / "interaction.json", interactions[split], compact=True)
         for kind in reversed(KINDS):               # readers look for `data`: it comes last
-            write_json(annotation_file(root, split, kind), tables[kind])
+            write_json(annotation_file(root, split, kind), tables[kind], compact=True)
     return interactions
 
 

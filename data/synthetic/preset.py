@@ -22,12 +22,12 @@ import cv2
 import numpy as np
 
 from common.errors import EXIT_OK, EXIT_SOME_FAILED, UserError
+from common.files import read_json, write_atomically
 from common.mano import load_hand_model
 from data.hand_model_file import HAND_MODEL_FILE
-from data.InterHand26M.layout import read_json
 from data.subset import spread_evenly
 from data.synthetic import SETTINGS_FILE
-from data.synthetic.annotations import annotation_file, write_atomically
+from data.synthetic.annotations import annotation_file
 from data.synthetic.generate import KINDS, VERSION, set_facts
 from data.synthetic.plan import SPLITS, Settings
 
@@ -89,7 +89,8 @@ def record_preset(root: Path, preset: Preset, folder: Path = PRESETS) -> None:
     frozen = asdict(replace(preset, version=VERSION, hand_model=load_hand_model("builtin").identity, splits=splits))
     del frozen["name"]
     lines = [f'"{key}": {json.dumps(value)}' for key, value in frozen.items()]
-    write_atomically(folder / f"{preset.name}.json", ("{" + ",\n ".join(lines) + "}\n").encode())
+    text = "{" + ",\n ".join(lines) + "}\n"
+    write_atomically(folder / f"{preset.name}.json", lambda file: file.write(text.encode()))
 
 
 def compare(root: Path, preset: Preset) -> Differences:

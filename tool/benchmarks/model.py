@@ -28,10 +28,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from common.engine.acceleration import Autocast, accelerated, for_inference
 from common.engine.build import configured_dataset, configured_hand_model, configured_model, trained_model
+from common.engine.checkpoint import load_trained
 from common.engine.launch import choose_devices
 from common.errors import UserError
 from common.nets.torchvision_import import import_torchvision
-from common.weights import load_trained
 from data.augment import float_image
 from main.config import changed_config, config_from_dict, load_config
 
