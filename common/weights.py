@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from common.files import checked_sha256, write_signed
+from common.files import ROOT, checked_sha256, write_signed
 from common.hands import NUM_JOINTS, Hand
 
 WEIGHTS_SUFFIX = ".safetensors"
-SHIPPED = Path(__file__).parent / "assets" / f"lgnet_rendered{WEIGHTS_SUFFIX}"
+SHIPPED = ROOT / "common" / "assets" / f"lgnet_rendered{WEIGHTS_SUFFIX}"
 VERSION = 1
 
 _FACTS = "lgnet"                # the only key of the header's metadata: the library writes several in any order
@@ -35,7 +35,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     version: int
     config: dict[str, Any]              # of the training, and how the network is used unless told otherwise
-    hand_model: dict[str, str]          # common.mano.HandModel.identity
+    hand_model: dict[str, str]          # common.mano.model.HandModel.identity
     training: dict[str, Any]            # tool.export_weights.training: how long, on what, by which program
     metrics: dict[str, Any] | None      # of a test of the snapshot they come from; None: not measured
     torch_version: str

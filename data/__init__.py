@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from common.errors import UserError
-from common.mano import HandModel
+from common.mano.model import HandModel
 from data.HIC.reader import HIC
 from data.InterHand26M.reader import InterHand26M
 from data.schema import BoxSource, Filter, Reader

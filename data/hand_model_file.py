@@ -4,7 +4,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.files import read_json
-from common.mano import HandModel, check_same_model
+from common.mano.model import HandModel, check_same_model
 
 HAND_MODEL_FILE = "hand_model.json"     # in the root of a set: HandModel.identity
 

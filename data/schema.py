@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 
 from common.errors import UserError
-from common.mano import HandModel
+from common.mano.model import HandModel
 
 # Which frames are used. "ih_hm": interacting frames with two meshes, what two-hand papers train and test on; "human":
 # those that people annotated; "all": every frame with an annotated hand.

@@ -152,8 +152,8 @@ class TestConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: CompileMode = ""
     channels_last: bool = False
-    flip_test: bool = False                 # predict the mirrored picture too, and average; see common.nets.flip_test
-    protocol: str = "lgnet"                 # whose numbers are printed and drawn; see common.metrics.PROTOCOLS
+    flip_test: bool = False                 # predict the mirrored picture too, and average; see common.predict.flip
+    protocol: str = "lgnet"                 # whose numbers are printed and drawn; see common.score.metrics.PROTOCOLS
     pck_exclude_root: bool = False          # leave the aligned joint out of PCK and AUC
     pck_strict: bool = False                # PCK counts errors below the threshold, not those equal to it
     bins: tuple[float, ...] = ()            # edges for the asymmetry; empty: six bins with equally many samples

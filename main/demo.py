@@ -27,7 +27,7 @@ from common.errors import EXIT_OK, EXIT_SOME_FAILED, UserError, run_entry_point
 from common.files import ROOT
 from common.weights import SHIPPED
 from data.checks import BadSample
-from data.ImageFolder import ImageFolder, read_boxes
+from data.frames import ImageFolder, read_boxes
 from main.config import mano_overrides
 
 

@@ -17,9 +17,9 @@ from common.engine.launch import GPU_FORMS, Process, launch
 from common.engine.log import start_log
 from common.engine.run_lock import run_lock
 from common.errors import EXIT_OK, run_entry_point
+from common.exchange.predictions import Origin, PredictionWriter, join_parts
 from common.files import ROOT
-from common.plots import write_curves
-from common.predictions import Origin, PredictionWriter, join_parts
+from common.score.plots import write_curves
 from main.config import changed_config, config_from_dict, config_to_dict, mano_overrides
 
 

@@ -10,7 +10,8 @@ import torch
 from fixtures_interhand import write_interhand
 from scorecard_marker import pytest_collection_modifyitems  # noqa: F401   a hook that pytest finds here
 
-from common.mano import HandModel, load_hand_model
+from common.mano.load import load_hand_model
+from common.mano.model import HandModel
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -12,7 +12,7 @@ import numpy as np
 from fixtures_interhand import HAND_MODEL_FILE, skin
 
 from common.hands import Hand
-from common.mano import HandModel
+from common.mano.model import HandModel
 
 FITS = "IJCV16___Results_MANO___parms_for___joints21"
 INTRINSICS = np.array([[525.0, 0, 319.5], [0, 525.0, 239.5], [0, 0, 1]])

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from common.hands import INTERHAND21, MANO21, MODEL16, Hand, joint_regressor
-from common.mano import HandModel
+from common.mano.model import HandModel
 
 CAMERAS = {"400012": (334, 512), "400026": (334, 512), "410028": (512, 334)}
 HAND_MODEL_FILE = "hand_model.json"

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse
 
 from common.hands import Hand
-from common.mano import HandModel
+from common.mano.model import HandModel
 
 OLD_MODULES = {"builtins": "__builtin__", "numpy._core.multiarray": "numpy.core.multiarray",
                "scipy.sparse._csc": "scipy.sparse.csc", "copyreg": "copy_reg"}

@@ -14,7 +14,7 @@ from toy_training import plain_trainer, toy_dataset
 
 import common.engine.launch as launch
 from common.errors import run_entry_point
-from common.mano import load_hand_model
+from common.mano.load import load_hand_model
 
 
 def train(data: Path, output: Path, epochs: int, process: launch.Process) -> int:

@@ -1,4 +1,4 @@
-"""Carries the marker `scorecard` into the test results, where tool/scorecard.py counts it."""
+"""Carries the marker `scorecard` into the test results, where tool/dev/scorecard.py counts it."""
 
 import pytest
 

@@ -13,7 +13,7 @@ import pytest
 from common.engine.build import changes
 from common.errors import UserError
 from main.config import config_to_dict
-from tool import ablation_table as table
+from tool.dev import ablation_table as table
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -130,7 +130,7 @@ def test_an_interrupted_row_goes_on_and_a_finished_one_is_left_alone(config_file
 
     options = ["--gpu", "cpu", "--config", config_file, "--data", data, "--out", tmp_path / "out", "--rows", "full",
                "wo_lgblock"]
-    code, text = run("tool/ablation_table.py", *options)
+    code, text = run("tool/dev/ablation_table.py", *options)
     assert code == 0 and "(2 of 2)" in text
     logs = {row: (tmp_path / "out" / row / "seed_0" / "log" / "train.log") for row in ("full", "wo_lgblock")}
     assert "at epoch 1, step" in logs["full"].read_text() and "Continuing" not in logs["wo_lgblock"].read_text()
@@ -143,6 +143,6 @@ def test_an_interrupted_row_goes_on_and_a_finished_one_is_left_alone(config_file
     assert full["mpjpe"] == metrics["protocols"]["lgnet"]["mpjpe"] and full["samples_per_second"] > 0
 
     before = {path: path.read_bytes() for path in logs.values()}
-    assert run("tool/ablation_table.py", *options)[0] == 0
+    assert run("tool/dev/ablation_table.py", *options)[0] == 0
     assert before == {path: path.read_bytes() for path in logs.values()}
     assert json.loads((tmp_path / "out" / "table.json").read_text()) == written

@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 
 from common.geometry import crop_affine, project, square_box
 from common.hands import WRIST, Hand, joint_regressor
-from common.mano import HandModel, ManoLayer
+from common.mano.model import HandModel, ManoLayer
 from data.augment import AugmentRanges, View, draw_view, float_image, make_sample, mirror_record, rotate_record
 from data.schema import Record
 

@@ -311,7 +311,7 @@ def test_a_run_with_bad_samples_continues_to_the_same_bits(spoil, tmp_path, monk
 def _one_of_two(rank: int, store: str, root: Path, output: Path, fraction: float) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    from common.mano import load_hand_model
+    from common.mano.load import load_hand_model
 
     dataset = toy_dataset(root, load_hand_model("builtin"))
     torch.manual_seed(0)

@@ -7,8 +7,8 @@ from scipy import sparse
 from smplx.lbs import lbs
 
 from common.hands import MODEL16, TIP_VERTICES
-from common.mano import BUILTIN_HAND
-from common.subdivision import edge_table, subdivide
+from common.mano.load import BUILTIN_HAND
+from data.synthetic.subdivision import edge_table, subdivide
 
 FINGERS = ("index", "middle", "pinky", "ring", "thumb")   # MANO's joint order
 TIPS = dict(zip(("thumb", "index", "middle", "ring", "pinky"), TIP_VERTICES, strict=True))
@@ -340,8 +340,8 @@ def test_palm_girth_and_thickness_grow_the_palm_in_their_own_directions(hand, na
 
 
 def test_regressed_joints_follow_the_designed_joints_through_every_shape(hand):
-    from tool.hand_builder.shapes import displacements
-    from tool.hand_builder.skeleton import rest_joints
+    from tool.dev.hand_builder.shapes import displacements
+    from tool.dev.hand_builder.skeleton import rest_joints
 
     designed, _ = rest_joints()
     _, shifts = displacements(designed, 1e3 * hand["v_template"], hand["weights"])
@@ -405,7 +405,7 @@ def test_subdividing_twice_equals_one_step_after_another(hand):
 
 @pytest.mark.slow
 def test_building_again_gives_the_shipped_hand(hand):
-    from tool.build_hand import build
+    from tool.dev.build_hand import build
 
     rebuilt = build()
     assert rebuilt.keys() == hand.keys()

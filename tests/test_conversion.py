@@ -13,24 +13,24 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.spatial.transform import Rotation
 
-from common.conversion import (
+from common.errors import UserError
+from common.exchange.conversion import (
     Matrices,
     Points,
     common_wrists,
     from_matrices,
     from_points,
     mirrored_left,
-    pose_from_rotations,
-    rotations_from_pose,
     to_matrices,
     to_points,
     wrist_relative_meshes,
 )
-from common.errors import UserError
+from common.exchange.interwild import read_interwild, write_interwild
+from common.exchange.predictions import Predictions
 from common.hands import INTERHAND21, MANO21, WRIST, Hand, joint_regressor
-from common.interwild import read_interwild, write_interwild
-from common.mano import ManoLayer, load_hand_model
-from common.predictions import Predictions
+from common.mano.load import load_hand_model
+from common.mano.model import ManoLayer
+from common.mano.pose import pose_from_rotations, rotations_from_pose
 
 MODEL = load_hand_model("builtin")
 LAYER = ManoLayer(MODEL)

@@ -14,8 +14,8 @@ from fixtures_mano import mano_values, write_mano
 
 from common.errors import UserError
 from common.hands import Hand
-from common.mano import HandModel
-from common.mano_files import load_mano
+from common.mano.files import load_mano
+from common.mano.model import HandModel
 from tool import convert_mano
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 from toy_hands import ONE_HOT, SIDES, random_hands, toy_truth
 
-from common.curves import binned_curve, equal_count_edges, hand_distance, joint_asymmetry, rotation_asymmetry
 from common.errors import UserError
 from common.hands import Hand, mirror_points, mirror_rotations
-from common.metrics import PROTOCOLS, THRESHOLDS
-from common.plots import write_curves
-from common.scoring import Scorer, Tally
+from common.score.curves import binned_curve, equal_count_edges, hand_distance, joint_asymmetry, rotation_asymmetry
+from common.score.metrics import PROTOCOLS, THRESHOLDS
+from common.score.plots import write_curves
+from common.score.tally import Scorer, Tally
 from main.config import config_from_dict
 
 seeds = st.integers(0, 2**32 - 1)

@@ -15,10 +15,10 @@ from tiny_snapshot import save_tiny_snapshot
 
 from common.errors import EXIT_SOME_FAILED, UserError
 from common.geometry import SquareBox, crop_affine
-from common.mano import HandModel
+from common.mano.model import HandModel
 from data.checks import BadSample
-from data.ImageFolder import ImageFolder, crop_image, read_boxes
-from data.ImageFolder.images import unique_names
+from data.frames import ImageFolder, crop_image, read_boxes
+from data.frames.folder import unique_names
 from data.images import read_rgb
 
 ROOT = Path(__file__).resolve().parents[1]

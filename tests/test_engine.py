@@ -16,8 +16,8 @@ from common.engine.loading import batches, build_loader
 from common.engine.log import start_log
 from common.errors import UserError
 from common.hands import joint_regressor
-from common.metrics import PROTOCOLS
-from common.scoring import Tally
+from common.score.metrics import PROTOCOLS
+from common.score.tally import Tally
 from common.types import HandPrediction, JointPrediction, Stages, TwoHandBatch
 from data.dataset import EpochSampler, mean_joints
 from main.config import TestConfig as settings

@@ -17,10 +17,10 @@ from common.engine.bad_samples import BadSamples
 from common.engine.evaluator import Evaluator
 from common.engine.loading import predict
 from common.errors import UserError
+from common.exchange.predictions import Origin, PredictionFile, PredictionWriter, join_parts
 from common.hands import INTERHAND21, MANO21, WRIST, Hand, joint_regressor
-from common.mano import HandModel
-from common.metrics import PROTOCOLS
-from common.predictions import Origin, PredictionFile, PredictionWriter, join_parts
+from common.mano.model import HandModel
+from common.score.metrics import PROTOCOLS
 from common.types import ManoParams, Stages, TwoHandBatch
 from data import build_reader
 from data.dataset import TwoHandDataset, mean_joints

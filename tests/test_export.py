@@ -10,13 +10,13 @@ import torch
 import trimesh
 from scipy.spatial.transform import Rotation
 
-from common.export import common_frame, hand_params, weak_cameras, write_obj
 from common.files import write_json
-from common.geometry import SquareBox, apply_affine, crop_affine, grid_to_crop, project_weak
+from common.geometry import SquareBox, apply_affine, crop_affine, grid_to_crop, project_weak, vertex_normals
 from common.hands import NUM_FACES, NUM_VERTICES, WRIST, Hand
-from common.mano import HandModel, ManoLayer
-from common.overlay import HAND_COLORS, PAPER_COLOR, paint_hands, side_view, vertex_normals
+from common.mano.model import HandModel, ManoLayer
 from common.types import HandPrediction, ManoParams
+from common.view.meshes import common_frame, hand_params, weak_cameras, write_obj
+from common.view.overlay import HAND_COLORS, PAPER_COLOR, paint_hands, side_view
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from scipy.spatial.transform import Rotation
 
 from common.errors import UserError
 from common.hands import MODEL16, NUM_FACES, NUM_VERTICES, TIP_VERTICES, Hand, mirror_rotations, mirror_vectors
-from common.mano import HandModel, ManoLayer, check_same_model, load_hand_model
+from common.mano.load import load_hand_model
+from common.mano.model import HandModel, ManoLayer, check_same_model
 from common.types import ManoParams
 
 

@@ -16,7 +16,7 @@ from tiny_snapshot import save_tiny_snapshot
 
 from common.errors import UserError
 from common.hands import MANO21, WRIST, Hand
-from common.metrics import PROTOCOLS, PredictedHands, SampleErrors, sample_errors
+from common.score.metrics import PROTOCOLS, PredictedHands, SampleErrors, sample_errors
 from data import build_reader
 from data.checks import BadSample, Reason
 from data.dataset import TwoHandDataset, read_frame, read_record

@@ -148,7 +148,7 @@ READ_ALL = """
 import resource, sys
 from pathlib import Path
 from data.checks import BadSample
-from data.ImageFolder import ImageFolder, crop_image
+from data.frames import ImageFolder, crop_image
 from common.geometry import crop_affine
 
 folder = ImageFolder(Path(sys.argv[1]), {})

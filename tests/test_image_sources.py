@@ -11,9 +11,9 @@ from numpy.lib.recfunctions import repack_fields
 from scipy.io import savemat
 
 from common.errors import UserError
-from data.ImageFolder import ImageFolder, read_boxes
-from data.ImageFolder.images import unique_names
-from data.ImageFolder.sources import find_pictures
+from data.frames import ImageFolder, read_boxes
+from data.frames.folder import unique_names
+from data.frames.sources import find_pictures
 
 
 def write_picture(path: Path, width: int = 64, height: int = 48) -> None:

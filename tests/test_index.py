@@ -331,7 +331,7 @@ def test_the_tool_says_what_it_looked_for(tmp_path, build):
 @pytest.mark.slow
 def test_the_benchmark_writes_its_figures_and_they_hold_for_a_small_set(tmp_path):
     figures = tmp_path / "figures.json"
-    done = subprocess.run([sys.executable, "tool/bench.py", "data", "--size", "20000", "--plain_size", "5000",
+    done = subprocess.run([sys.executable, "tool/dev/bench.py", "data", "--size", "20000", "--plain_size", "5000",
                            "--folder", str(tmp_path), "--json", str(figures)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(figures.read_text())

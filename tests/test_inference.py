@@ -7,10 +7,10 @@ import torch
 from tiny_lgnet import random_camera, random_images, tiny_lgnet
 from torch import nn
 
-import common.engine.acceleration as acceleration
-from common.engine.acceleration import Autocast, accelerated, can_compile, for_inference
+import common.predict.fast as acceleration
 from common.errors import UserError
-from common.nets.inference import PackedConv2d, PackedLinear, fold_batch_norms, pack_layers
+from common.predict.fast import Autocast, accelerated, can_compile, for_inference
+from common.predict.packed import PackedConv2d, PackedLinear, fold_batch_norms, pack_layers
 from common.types import Stages
 
 ARCHITECTURES = {

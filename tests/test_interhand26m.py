@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 from common.errors import UserError
 from common.geometry import crop_affine, joints_to_cells, project, square_box
 from common.hands import INTERHAND21, MANO21, MIDDLE_MCP, WRIST, Hand
-from common.mano import ManoLayer
-from common.metrics import PROTOCOLS, PredictedHands
-from common.scoring import Scorer
+from common.mano.model import ManoLayer
+from common.score.metrics import PROTOCOLS, PredictedHands
+from common.score.tally import Scorer
 from common.types import ManoParams
 from data import build_reader
 from data.augment import AugmentRanges

@@ -22,8 +22,9 @@ from scipy.spatial.transform import Rotation
 
 from common.errors import UserError
 from common.hands import Hand
-from common.mano import HandModel, ManoLayer, load_hand_model
-from common.mano_files import find_mano, load_mano, read_mano
+from common.mano.files import find_mano, load_mano, read_mano
+from common.mano.load import load_hand_model
+from common.mano.model import HandModel, ManoLayer
 from common.types import ManoParams
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,7 +68,7 @@ def test_every_array_of_an_official_looking_pickle_arrives(mano_folder: Path, ha
 def test_the_pickle_is_read_where_chumpy_and_scipy_are_missing(mano_folder: Path):
     code = (
         "import sys; sys.modules['chumpy'] = sys.modules['scipy'] = None;"
-        f"from common.mano_files import load_mano; print(load_mano({str(mano_folder)!r}).identity['name'])"
+        f"from common.mano.files import load_mano; print(load_mano({str(mano_folder)!r}).identity['name'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "mano", done.stderr
@@ -216,7 +217,7 @@ def test_the_folders_of_the_archive_and_of_other_projects_are_searched(tmp_path:
     monkeypatch.setenv("MANO_DIR", str(tmp_path))
     assert find_mano() == expected
     monkeypatch.delenv("MANO_DIR")
-    monkeypatch.setattr("common.mano_files.ROOT", tmp_path)
+    monkeypatch.setattr("common.mano.files.ROOT", tmp_path)
     assert find_mano() == expected
 
 
@@ -386,7 +387,7 @@ def test_every_changed_byte_of_an_official_file_is_noticed(mano_folder: Path, ha
     file = mano_folder / "MANO_RIGHT.pkl"
     write_official(file, mano_values(hand_model, Hand.RIGHT) | {"bs_style": "lbs"})     # the two sizes differ
     rng, content = np.random.default_rng(0), file.read_bytes()
-    monkeypatch.setattr("common.mano_files.OFFICIAL_SHA256", {len(content): hashlib.sha256(content).hexdigest()})
+    monkeypatch.setattr("common.mano.files.OFFICIAL_SHA256", {len(content): hashlib.sha256(content).hexdigest()})
     assert [file.is_official for file in read_mano(find_mano(str(mano_folder)))] == [True, False]
     for damaged in _flipped(content, rng.integers(0, len(content), 50), rng):
         file.write_bytes(damaged)
@@ -515,7 +516,7 @@ def test_a_small_file_cannot_take_much_memory_or_time(mano_folder: Path, tmp_pat
     for name, content in BOMBS.items():
         (tmp_path / f"{name}.bomb").write_bytes(content)
     code = (
-        "import resource, sys, time; from common.errors import UserError; from common.mano_files import load_mano\n"
+        "import resource, sys, time; from common.errors import UserError; from common.mano.files import load_mano\n"
         "from pathlib import Path\n"
         "resource.setrlimit(resource.RLIMIT_CPU, (60, 60))\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"

@@ -6,8 +6,8 @@ import torch
 import trimesh
 
 from common.hands import Hand
-from data.synthetic.articulation import finger_rotations, load_rig
-from tool.measure_hand import (
+from data.synthetic.pose.articulation import finger_rotations, load_rig
+from tool.dev.measure_hand import (
     PUBLISHED,
     Ruler,
     finger_volumes,

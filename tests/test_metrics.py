@@ -22,7 +22,7 @@ from toy_hands import (
 
 from common.errors import UserError
 from common.hands import MANO21, MIDDLE_MCP, WRIST, Hand, joint_regressor, mirror_points, mirror_relative
-from common.metrics import (
+from common.score.metrics import (
     PLAIN_PCK,
     PROTOCOLS,
     PckOptions,

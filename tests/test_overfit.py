@@ -8,12 +8,12 @@ from torch.utils.data import default_collate
 
 from common.engine.loading import on_device
 from common.losses import TwoHandLoss
-from common.metrics import PROTOCOLS, PredictedHands, sample_errors
 from common.nets.lgnet import build_lgnet
+from common.score.metrics import PROTOCOLS, PredictedHands, sample_errors
 from data import build_reader
 from data.dataset import TwoHandDataset
-from data.synthetic.generate import generate
-from data.synthetic.plan import Settings
+from data.synthetic.on_disk.generate import generate
+from data.synthetic.on_disk.plan import Settings
 from main.config import load_config
 
 STEPS = 400

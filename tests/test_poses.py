@@ -9,18 +9,18 @@ from scipy.spatial.distance import cdist
 from scipy.spatial.transform import Rotation
 
 from common.hands import MANO21, MODEL16, TIP_VERTICES, Hand
-from common.mano import load_hand_model
+from common.mano.load import load_hand_model
 from common.types import ManoParams
-from data.synthetic import contact
-from data.synthetic.articulation import PRESETS, Rig, finger_rotations, load_rig, rest_joints, sample_angles
-from data.synthetic.body import wrist_angles
-from data.synthetic.camera import sample_cameras
-from data.synthetic.families import FAMILIES, FAMILY_SHARES, sample_kind, sample_single
-from data.synthetic.interaction import own_depth_mm
-from data.synthetic.kinematics import HandPoses, bone_frames, posed_points, wrench
-from data.synthetic.posing import build_hand_set, pose_steps
-from data.synthetic.proxies import shaped
-from tool import synthetic_statistics
+from data.synthetic.picture.camera import sample_cameras
+from data.synthetic.pose import contact
+from data.synthetic.pose.articulation import PRESETS, Rig, finger_rotations, load_rig, rest_joints, sample_angles
+from data.synthetic.pose.body import wrist_angles
+from data.synthetic.pose.families import FAMILIES, FAMILY_SHARES, sample_kind, sample_single
+from data.synthetic.pose.interaction import own_depth_mm
+from data.synthetic.pose.kinematics import HandPoses, bone_frames, posed_points, wrench
+from data.synthetic.pose.posing import build_hand_set, pose_steps
+from data.synthetic.pose.proxies import shaped
+from tool.dev import synthetic_statistics
 
 KINDS = (*FAMILIES, "right", "left")
 FINGERS = ("index", "middle", "ring", "pinky")

@@ -12,8 +12,15 @@ import torch
 from fixtures_interhand import write_interhand
 
 from common.errors import UserError
-from common.mano import HandModel
-from common.predictions import ROW_SHAPES, Origin, PredictionFile, PredictionWriter, join_parts, write_predictions
+from common.exchange.predictions import (
+    ROW_SHAPES,
+    Origin,
+    PredictionFile,
+    PredictionWriter,
+    join_parts,
+    write_predictions,
+)
+from common.mano.model import HandModel
 from common.types import HandPrediction, ManoParams
 from data import build_reader
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from common.errors import UserError, run_entry_point
-from common.mano import load_hand_model
+from common.mano.load import load_hand_model
 from data.InterHand26M.reader import InterHand26M
-from data.synthetic import generate as generator
-from data.synthetic import preset as presets
-from data.synthetic.plan import SPLITS, Purpose, Settings, plan_sequences, stream
+from data.synthetic.on_disk import generate as generator
+from data.synthetic.on_disk import preset as presets
+from data.synthetic.on_disk.plan import SPLITS, Purpose, Settings, plan_sequences, stream
 from tool import make_synthetic, verify_data
 
 FROZEN = "rendered-v1"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.rasterizer import interpolate, rasterize
+from common.view.rasterizer import interpolate, rasterize
 
 
 def brute_force(vertices, faces, height, width):

@@ -26,8 +26,8 @@ from fixtures_mano import write_mano
 from readme_commands import ROOT, Command, all_commands
 from test_image_sources import write_egohands, write_rgb2hands
 
-from common.mano import HandModel
-from common.mano_files import load_mano
+from common.mano.files import load_mano
+from common.mano.model import HandModel
 from common.nets.torchvision_import import import_torchvision
 from common.weights import SHIPPED
 
@@ -142,7 +142,7 @@ class Copy:
 
     def _render_preset(self) -> None:
         """rendered-v1, made small before it is recorded."""
-        self.preset_file = self.root / "data/synthetic/presets/rendered-v1.json"
+        self.preset_file = self.root / "data/synthetic/on_disk/presets/rendered-v1.json"
         content = json.loads(self.preset_file.read_text())
         content["settings"]["frames"], content["splits"] = FEW_FRAMES, {}
         self.preset_before = json.dumps(content)
@@ -183,7 +183,7 @@ def adapted(words: tuple[str, ...]) -> list[str]:
         words += ["--frames", str(FEW_FRAMES)]
     elif words[1] == "tool/test.sh":
         words += ["tests/test_hands.py"]
-    elif words[1] == "tool/ablation_table.py":
+    elif words[1] == "tool/dev/ablation_table.py":
         words += TWO_ROWS
     return words
 

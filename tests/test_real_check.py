@@ -1,4 +1,4 @@
-"""tool/real_check.py: annotated joints without meshes are measured as the protocol says, and nothing is left unsaid."""
+"""tool/dev/real_check.py: annotated joints without meshes are measured as the protocol says; nothing is left unsaid."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from common.engine.build import configured_dataset
 from common.hands import Hand
 from common.types import HandPrediction, JointPrediction, ManoParams, Stages
 from main.config import Config, DataConfig, ModelConfig
-from tool.real_check import describe, measure
+from tool.dev.real_check import describe, measure
 
 CPU = torch.device("cpu")
 FACTORS = (1.25, 0.8)       # of the right and of the left hand
@@ -141,7 +141,8 @@ def cut(fixture: Fixture, folder: Path, frames: tuple[str, ...]) -> Path:
 
 def test_a_set_without_meshes_gives_a_table_numbers_and_a_picture_of_each_frame(run, joints_only, snapshot, tmp_path):
     root = cut(joints_only, tmp_path / "set", ("100", "12"))
-    code, text = run("tool/real_check.py", root, "--checkpoint", snapshot, "--out", tmp_path / "out", "--gpu", "cpu")
+    code, text = run("tool/dev/real_check.py", root, "--checkpoint", snapshot, "--out", tmp_path / "out",
+                     "--gpu", "cpu")
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert code == 0, text
     assert "0 hands with a mesh (there is no InterHand2.6M_test_MANO_NeuralAnnot.json)" in text
@@ -161,7 +162,8 @@ def test_a_set_with_meshes_says_so_and_a_broken_picture_is_named(run, hand_model
     fixture = write_interhand(tmp_path / "whole", hand_model, "test")
     root = cut(fixture, tmp_path / "set", ("100", "7"))
     (root / "images" / "test" / "Capture11" / "0000_fixture" / "cam400012" / "image7.jpg").write_bytes(b"no picture")
-    code, text = run("tool/real_check.py", root, "--checkpoint", snapshot, "--out", tmp_path / "out", "--gpu", "cpu")
+    code, text = run("tool/dev/real_check.py", root, "--checkpoint", snapshot, "--out", tmp_path / "out",
+                     "--gpu", "cpu")
     assert code == 4
     assert "2 hands have a mesh, which is not scored: these are errors of 42 annotated joints of 2 hands in 1 frames." \
         in text
@@ -177,7 +179,7 @@ def test_folders_of_another_layout_and_of_other_hands_are_refused_in_one_paragra
     for folder, reason in ((tmp_path / "HIC", "There are no InterHand2.6M annotations of split 'test'. Tried: "),
                            (tmp_path / "nowhere", "There are no InterHand2.6M annotations of split 'test'. Tried: "),
                            (mano, "holds MANO parameters")):
-        code, text = run("tool/real_check.py", folder, "--checkpoint", snapshot, "--out", tmp_path / "out", "--gpu",
+        code, text = run("tool/dev/real_check.py", folder, "--checkpoint", snapshot, "--out", tmp_path / "out", "--gpu",
                          "cpu")
         assert code == 2 and reason in text and text.startswith("error: ") and text.count("\n") == 1
     assert not (tmp_path / "out").exists()

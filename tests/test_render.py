@@ -9,20 +9,20 @@ from scipy.spatial import ConvexHull
 
 from common.geometry import apply_affine
 from common.hands import Hand
-from common.mano import load_hand_model
-from common.rasterizer import rasterize
-from data.synthetic import render as renderer
+from common.mano.load import load_hand_model
+from common.view.rasterizer import rasterize
 from data.synthetic.batches import RenderedBatches, pose_bank
-from data.synthetic.body import wrist_loop
-from data.synthetic.develop import jpeg, resampled
-from data.synthetic.dice import Dice
-from data.synthetic.figure import SKIN, build_figure, sample_wear
-from data.synthetic.generate import stack_hands
-from data.synthetic.lighting import visibility
-from data.synthetic.posing import build_hand_set, pose_steps
-from data.synthetic.render import hand_mask, load_assets, solid_figure
-from data.synthetic.skin import MAP_CHANNELS, skin_albedo
-from tool.picture_spectrum import agreement, band_centers, power_spectrum
+from data.synthetic.on_disk.generate import stack_hands
+from data.synthetic.picture import render as renderer
+from data.synthetic.picture.develop import jpeg, resampled
+from data.synthetic.picture.dice import Dice
+from data.synthetic.picture.figure import SKIN, build_figure, sample_wear
+from data.synthetic.picture.lighting import visibility
+from data.synthetic.picture.render import hand_mask, load_assets, solid_figure
+from data.synthetic.picture.skin import MAP_CHANNELS, skin_albedo
+from data.synthetic.pose.body import wrist_loop
+from data.synthetic.pose.posing import build_hand_set, pose_steps
+from tool.dev.picture_spectrum import agreement, band_centers, power_spectrum
 
 SIZE = 96
 

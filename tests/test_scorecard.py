@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from tool import scorecard
-from tool.scorecard import ROWS, Count, Results, read_junit
+from tool.dev import scorecard
+from tool.dev.scorecard import ROWS, Count, Results, read_junit
 
 TESTS = Path(__file__).resolve().parent
 GOOD = Results({row.key: Count(row.cases, 0) for row in ROWS}, Count(2000, 0))

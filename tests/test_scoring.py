@@ -13,8 +13,8 @@ from toy_hands import ONE_HOT, assert_same, random_hands
 
 from common.errors import UserError
 from common.hands import INTERWILD_TIP_VERTICES, MIDDLE_MCP, MODEL16, TIP_VERTICES, WRIST, Hand
-from common.metrics import NUM_SUMS, PROTOCOLS, THRESHOLDS, PckOptions, PredictedHands, summarise, unpack
-from common.scoring import Scorer, Tally
+from common.score.metrics import NUM_SUMS, PROTOCOLS, THRESHOLDS, PckOptions, PredictedHands, summarise, unpack
+from common.score.tally import Scorer, Tally
 from common.types import Targets
 
 SIZE = 30
@@ -360,8 +360,8 @@ def test_rows_hold_each_samples_own_means(case):
 
 
 def test_a_row_takes_as_few_bytes_as_promised(case):
-    import common.scoring
+    import common.score.tally
     tally = scored(*case, list(range(SIZE)))
     per_sample = tally.samples().itemsize + tally.scored.itemsize
-    assert f"Memory: {per_sample} bytes for each sample" in common.scoring.__doc__
+    assert f"Memory: {per_sample} bytes for each sample" in common.score.tally.__doc__
     assert len(tally.sums) == 6 and next(iter(tally.sums.values())).nbytes < 15_000

@@ -8,7 +8,7 @@ from tiny_lgnet import SIZE, random_camera, random_images, tiny_lgnet
 from common.errors import UserError
 from common.geometry import cells_to_crop, grid_to_crop, project, project_weak
 from common.hands import Hand, mirror_points
-from common.mano import ManoLayer
+from common.mano.model import ManoLayer
 from common.nets.joint_head import HeatmapJoints, JointHead
 from common.nets.layers import PerHand, sample_map, sample_tokens
 from common.types import GroundTruthCamera, JointPrediction, ManoParams

@@ -14,15 +14,16 @@ from smplx.lbs import lbs
 from common.errors import UserError, run_entry_point
 from common.hands import INTERHAND21, MODEL16, TIP_VERTICES, Hand
 from data.InterHand26M.reader import InterHand26M
-from data.synthetic import generate as generator
-from data.synthetic.articulation import FINGERS, PRESETS, finger_rotations, load_rig, sample_angles
-from data.synthetic.body import forearm_direction, wrist_loop
-from data.synthetic.camera import sample_cameras
-from data.synthetic.families import FAMILIES, FAMILY_SHARES
-from data.synthetic.interaction import closed_at_wrist, measure, surface_distance, winding_number
-from data.synthetic.plan import Purpose, Settings, plan_sequences, stream
-from data.synthetic.render import hand_mask, solid_figure, stack_views
-from tool import contact_sheet, make_synthetic
+from data.synthetic.on_disk import generate as generator
+from data.synthetic.on_disk.plan import Purpose, Settings, plan_sequences, stream
+from data.synthetic.picture.camera import sample_cameras
+from data.synthetic.picture.render import hand_mask, solid_figure, stack_views
+from data.synthetic.pose.articulation import FINGERS, PRESETS, finger_rotations, load_rig, sample_angles
+from data.synthetic.pose.body import forearm_direction, wrist_loop
+from data.synthetic.pose.families import FAMILIES, FAMILY_SHARES
+from data.synthetic.pose.interaction import closed_at_wrist, measure, surface_distance, winding_number
+from tool import make_synthetic
+from tool.dev import contact_sheet
 
 SETTINGS = Settings(frames=8, seed=3, cameras=2, interacting=1.0)
 SPLITS = ("train", "val", "test")

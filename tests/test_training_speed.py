@@ -24,7 +24,6 @@ from toy_training import CPU, ToyHands, assert_same_end, resumed, toy_trainer
 
 import common.engine.loading as loading_module
 import common.engine.trainer as trainer_module
-from common.engine.acceleration import can_compile
 from common.engine.checkpoint import Snapshot, load_latest
 from common.engine.launch import Process
 from common.engine.loading import TrainingBatch, training_batches
@@ -32,10 +31,11 @@ from common.engine.log import Recorder
 from common.engine.signals import StopRequest
 from common.engine.trainer import Trainer
 from common.errors import UserError
+from common.predict.fast import can_compile
 from common.types import Stages
 from main.config import TrainConfig
-from tool import bench
-from tool.benchmarks import train as train_benchmark
+from tool.dev import bench
+from tool.dev.benchmarks import train as train_benchmark
 
 
 class PlainHands(ToyHands):

@@ -6,7 +6,7 @@ import torch
 
 from common.geometry import project
 from common.hands import joint_regressor
-from common.mano import HandModel
+from common.mano.model import HandModel
 from common.nets.lgnet import LGNet, build_lgnet
 from common.types import GroundTruthCamera, ManoParams, Targets
 from main.config import ModelConfig

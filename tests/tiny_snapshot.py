@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from common.engine.checkpoint import Snapshot, save_snapshot
-from common.mano import HandModel
+from common.mano.model import HandModel
 from common.nets.lgnet import build_lgnet
 from main.config import Config, ModelConfig, config_to_dict
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from common.hands import INTERWILD_TIP_VERTICES, MANO21, MODEL16, NUM_VERTICES, TIP_VERTICES, WRIST, Hand
-from common.metrics import PredictedHands
+from common.score.metrics import PredictedHands
 from common.types import ManoParams, Targets
 
 SIDES = np.array([[1, 1, 1], [-1, 1, 1]])[:, None]     # the left hand is the right one with x negated

@@ -17,7 +17,7 @@ from common.engine.loading import predict
 from common.engine.trainer import Trainer
 from common.hands import NUM_JOINTS, NUM_VERTICES
 from common.losses import TwoHandLoss
-from common.mano import HandModel
+from common.mano.model import HandModel
 from common.types import HandPrediction, JointPrediction, ManoParams, Stages
 from data import build_reader
 from data.augment import AugmentRanges

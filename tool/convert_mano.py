@@ -18,7 +18,7 @@ import numpy as np
 
 from common.errors import UserError, run_entry_point
 from common.files import sha256_of, write_atomically
-from common.mano_files import ManoFile, find_mano, hand_model_of, read_mano
+from common.mano.files import ManoFile, find_mano, hand_model_of, read_mano
 
 
 def main() -> None:

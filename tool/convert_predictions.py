@@ -28,7 +28,9 @@ from pathlib import Path
 
 import numpy as np
 
-from common.conversion import (
+from common.engine.build import configured_hand_model
+from common.errors import UserError, run_entry_point
+from common.exchange.conversion import (
     JOINT_SETS,
     METRES,
     Form,
@@ -40,19 +42,10 @@ from common.conversion import (
     to_matrices,
     to_points,
 )
-from common.engine.build import configured_hand_model
-from common.errors import UserError, run_entry_point
+from common.exchange.interwild import read_interwild, write_interwild
+from common.exchange.predictions import ROW_SHAPES, Origin, PredictionFile, Predictions, native, write_predictions
 from common.files import write_atomically
-from common.interwild import read_interwild, write_interwild
-from common.mano import HandModel
-from common.predictions import (
-    ROW_SHAPES,
-    Origin,
-    PredictionFile,
-    Predictions,
-    native,
-    write_predictions,
-)
+from common.mano.model import HandModel
 from main.config import load_config, mano_overrides
 
 

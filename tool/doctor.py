@@ -147,8 +147,9 @@ def _hand_model(name: str, path: str) -> str:
     """A line about a hand model, after a pose was tried on it."""
     import torch
 
-    from common.mano import ManoLayer, load_hand_model
-    from common.mano_files import find_mano, read_mano
+    from common.mano.files import find_mano, read_mano
+    from common.mano.load import load_hand_model
+    from common.mano.model import ManoLayer
     from common.types import ManoParams
 
     model = load_hand_model(name, path)

@@ -21,19 +21,19 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common.conversion import wrist_relative_meshes
 from common.engine.bad_samples import BadSamples
 from common.engine.build import configured_dataset, configured_hand_model
 from common.engine.evaluator import samples_sha256
 from common.engine.launch import Process
 from common.engine.loading import batches, build_loader
 from common.errors import EXIT_OK, EXIT_SOME_FAILED, UserError, run_entry_point
+from common.exchange.conversion import wrist_relative_meshes
+from common.exchange.predictions import PredictionFile, Predictions
 from common.files import finite_or_none, sha256_of, write_json
-from common.mano import ManoLayer
-from common.metrics import PckOptions, PredictedHands, protocol_named, report_lines
-from common.plots import write_curves
-from common.predictions import PredictionFile, Predictions
-from common.scoring import Scorer, Tally
+from common.mano.model import ManoLayer
+from common.score.metrics import PckOptions, PredictedHands, protocol_named, report_lines
+from common.score.plots import write_curves
+from common.score.tally import Scorer, Tally
 from data.dataset import TwoHandDataset
 from data.schema import Reader
 from main.config import Config, load_config, mano_overrides

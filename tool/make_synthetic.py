@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from common.errors import EXIT_OK, UserError, run_entry_point
-from data.synthetic.generate import generate
-from data.synthetic.plan import Settings
-from data.synthetic.preset import Preset, load_preset, print_verdict, record_preset
+from data.synthetic.on_disk.generate import generate
+from data.synthetic.on_disk.plan import Settings
+from data.synthetic.on_disk.preset import Preset, load_preset, print_verdict, record_preset
 
 CONTENT_FLAGS = ("frames", "seed", "cameras", "interacting")
 

@@ -14,7 +14,7 @@ from common.engine.checkpoint import load_snapshot, snapshot_path
 from common.engine.run_record import End, Start, describe_data, read_record, weights_sha256
 from common.errors import UserError
 from common.files import ROOT
-from common.mano import load_hand_model
+from common.mano.load import load_hand_model
 from common.provenance import code_revision, differences, local, versions
 from main.config import config_from_dict
 

@@ -32,11 +32,11 @@ from common.files import (
     ROOT,
     write_atomically,
 )
-from common.mano import HandModel
+from common.mano.model import HandModel
 from data.checks import BadSample, Reason
 from data.dataset import read_frame
 from data.schema import NoSuchSplit, Reader
-from data.synthetic.preset import load_preset, print_verdict
+from data.synthetic.on_disk.preset import load_preset, print_verdict
 from main.config import Config, load_config, mano_overrides
 
 SPLITS = ("train", "val", "test")

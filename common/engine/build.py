@@ -11,7 +11,8 @@ from common.engine.checkpoint import load_trained, load_weights
 from common.errors import UserError
 from common.files import ROOT
 from common.losses import TwoHandLoss
-from common.mano import HandModel, load_hand_model
+from common.mano.load import load_hand_model
+from common.mano.model import HandModel
 from common.nets.lgnet import LGNet, build_lgnet
 from data import build_reader
 from data.augment import AugmentRanges

@@ -35,7 +35,7 @@ class Snapshot:
     next_epoch: int                         # where training goes on
     next_sample: int                        # samples of that epoch already done, by all processes together
     config: dict[str, Any]
-    hand_model: dict[str, str]              # common.mano.HandModel.identity
+    hand_model: dict[str, str]              # common.mano.model.HandModel.identity
     mean_joints: Tensor                     # (2, 21, 3) metres, of the training set: the mean-pose baseline
     torch_version: str
     world_size: int

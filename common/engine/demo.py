@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.export import WeakCamera, common_frame, hand_params, weak_cameras, wrist_offsets, write_obj
 from common.files import write_atomically, write_json
-from common.geometry import apply_affine, crop_affine
+from common.geometry import apply_affine, crop_affine, vertex_normals
 from common.hands import Hand
-from common.mano import HandModel
-from common.overlay import PAPER_COLOR, paint_hands, side_view, vertex_normals
+from common.mano.model import HandModel
 from common.types import HandPrediction, ManoParams
-from data.ImageFolder import Photo, crop_image
+from common.view.meshes import WeakCamera, common_frame, hand_params, weak_cameras, wrist_offsets, write_obj
+from common.view.overlay import PAPER_COLOR, paint_hands, side_view
+from data.frames import Photo, crop_image
 
 OVERLAY_OPACITY = 0.85
 MAX_OVERLAY_SIDE = 2048     # larger photographs are shrunk for their overlay

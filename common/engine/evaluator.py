@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from common.engine.acceleration import for_inference
 from common.engine.bad_samples import BadSamples
 from common.engine.build import configured_dataset, configured_hand_model, trained_model
 from common.engine.launch import Process
 from common.engine.loading import batches, build_loader, dead_loaders_told, predict
 from common.errors import EXIT_OK, EXIT_SOME_FAILED
 from common.files import finite_or_none, write_atomically, write_json
-from common.mano import check_same_model
-from common.metrics import PckOptions, PredictedHands, protocol_named, report_lines
+from common.mano.model import check_same_model
+from common.predict.fast import for_inference
 from common.provenance import code_revision, portable, versions
-from common.scoring import EVERY_PROTOCOL, Scorer, Tally
+from common.score.metrics import PckOptions, PredictedHands, protocol_named, report_lines
+from common.score.tally import EVERY_PROTOCOL, Scorer, Tally
 from common.types import HandPrediction, Stages, TwoHandBatch, map_tensors
 from common.weights import Trained
 from data.dataset import EpochSampler, TwoHandDataset
@@ -83,10 +83,10 @@ class Evaluator:
         return self.tallies["final"]
 
     def scores(self) -> dict[str, Any]:
-        """Scores in mm as plain values, the same in every process whatever the batch size and the number of processes.
+        """Scores in mm as plain values, the same whatever the batch size and the number of processes.
 
-        `protocols`, `counts`, `intervals` and `pck` of `common.scoring.Tally.summary`, `rough`, `baseline`, `unusable`
-        samples by reason, and `protocol`, the name of the one that `counts`, `rough` and `baseline` follow.
+        `protocols`, `counts`, `intervals` and `pck` of `common.score.tally.Tally.summary`, `rough`, `baseline`,
+        `unusable` samples by reason, and `protocol`, the name of the one that `counts`, `rough` and `baseline` follow.
         """
         name = self.protocol.name
         final = self.tallies["final"].summary()

@@ -6,11 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from common.engine.acceleration import for_inference
 from common.engine.build import configured_hand_model, refuse_changes, trained_model
 from common.engine.checkpoint import load_trained
 from common.errors import UserError
-from common.mano import HandModel, check_same_model
+from common.mano.model import HandModel, check_same_model
+from common.predict.fast import for_inference
 from common.weights import Trained
 from main.config import Config, changed_config, config_from_dict
 

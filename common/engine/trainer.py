@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from common.engine.acceleration import accelerated
 from common.engine.bad_samples import BadSamples
 from common.engine.build import (
     changes,
@@ -53,8 +52,9 @@ from common.engine.seeding import random_state, seed_everything, set_random_stat
 from common.engine.signals import StopRequest
 from common.errors import EXIT_DIVERGED, EXIT_OK, UserError
 from common.files import ROOT, stored_sha256, write_atomically
-from common.mano import HandModel, check_same_model
-from common.metrics import protocol_named
+from common.mano.model import HandModel, check_same_model
+from common.predict.fast import accelerated
+from common.score.metrics import protocol_named
 from common.types import HandPrediction, Targets, TwoHandBatch
 from data.dataset import EpochSampler, TwoHandDataset, mean_joints
 from data.synthetic.batches import RenderedBatches

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from common.errors import UserError
 from common.geometry import HEATMAP_CELLS
 from common.hands import Hand, joint_regressor
-from common.mano import HandModel
+from common.mano.model import HandModel
 from common.nets.attention import LGFA
 from common.nets.gin import CoarseMesh, GraphStack, coarsen, grid_edges, mesh_edges
 from common.nets.joint_head import HandSplit, HeatmapJoints, JointHead, PooledJoints

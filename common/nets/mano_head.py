@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from common.geometry import HEATMAP_CELLS, matrix_to_rot6d, rot6d_to_matrix
 from common.hands import NUM_JOINTS, NUM_MODEL_JOINTS, NUM_SHAPE
-from common.mano import HandModel, ManoLayer
+from common.mano.model import HandModel, ManoLayer
 from common.nets.attention import AttentionBlock
 from common.nets.layers import PerHand
 from common.types import HandPrediction, JointPrediction, ManoParams

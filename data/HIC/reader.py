@@ -8,7 +8,7 @@ import numpy as np
 from common.errors import UserError
 from common.files import sha256_of
 from common.hands import NUM_JOINTS, NUM_MODEL_JOINTS, NUM_SHAPE, NUM_VERTICES, joint_regressor
-from common.mano import HandModel
+from common.mano.model import HandModel
 from data.hand_model_file import HAND_MODEL_FILE, names_hand_model
 from data.HIC.annotations import DOWNLOAD, IMAGE_SIZE, Entry, find_annotations, read_entries
 from data.HIC.meshes import read_mesh

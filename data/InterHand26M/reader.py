@@ -9,7 +9,7 @@ from scipy.spatial.transform import Rotation
 
 from common.errors import UserError
 from common.hands import NUM_MODEL_JOINTS, NUM_VERTICES
-from common.mano import HandModel, ManoLayer
+from common.mano.model import HandModel, ManoLayer
 from common.types import ManoParams
 from data.hand_model_file import HAND_MODEL_FILE, names_hand_model
 from data.InterHand26M.annotations import open_annotations

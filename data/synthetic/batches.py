@@ -21,16 +21,16 @@ from tqdm import tqdm
 from common.hands import WRIST, Hand
 from common.types import ManoParams, Targets, TwoHandBatch, map_tensors
 from data.schema import Reader
-from data.synthetic.body import OWN_SIGNS
-from data.synthetic.camera import MAX_AZIMUTH, SINES
-from data.synthetic.develop import jpeg
-from data.synthetic.dice import Dice
-from data.synthetic.figure import Hands
-from data.synthetic.generate import capture_of, hand_set, one_thread, pose_streams, settings_of
-from data.synthetic.look import Keys
-from data.synthetic.plan import Settings, plan_sequences
-from data.synthetic.posing import HandSet, Step, pose_steps
-from data.synthetic.render import Assets, View, load_assets, render
+from data.synthetic.on_disk.generate import capture_of, hand_set, one_thread, pose_streams, settings_of
+from data.synthetic.on_disk.plan import Settings, plan_sequences
+from data.synthetic.picture.camera import MAX_AZIMUTH, SINES
+from data.synthetic.picture.develop import jpeg
+from data.synthetic.picture.dice import Dice
+from data.synthetic.picture.figure import Hands
+from data.synthetic.picture.look import Keys
+from data.synthetic.picture.render import Assets, View, load_assets, render
+from data.synthetic.pose.body import OWN_SIGNS
+from data.synthetic.pose.posing import HandSet, Step, pose_steps
 
 _STUDIO_SHARE, _JPEG_SHARE = 0.45, 0.6
 _GREY_STUDIO, _GREY = 0.15, 0.06

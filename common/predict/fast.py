@@ -1,0 +1,68 @@
+"""Ways to run a model faster that leave its weights and their names alone."""
+
+import copy
+import importlib.util
+import shutil
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import UserError
+from common.predict.flip import FlipTest
+from common.predict.packed import fold_batch_norms, pack_layers
+
+
+def accelerated(model: nn.Module, *, channels_last: bool, compile_mode: str) -> nn.Module:
+    """The same model, sharing its weights, for a faster forward pass; its state dict is read from `model`.
+
+    channels_last: convolutions see their maps as (H, W, C) in memory. Changes the layout of `model`'s own weights.
+    compile_mode: "" for none, else a mode of torch.compile, whose first calls take minutes.
+    Raises UserError where torch.compile cannot work.
+    """
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
+    if not compile_mode:
+        return model
+    if not can_compile():
+        raise UserError(f"torch.compile (mode '{compile_mode}') needs a C++ compiler, and none was found.",
+                        "Install g++ or clang++, or leave compile empty.")
+    return torch.compile(model, mode=compile_mode)
+
+
+def for_inference(model: nn.Module, *, precision: str = "float32", channels_last: bool = False,
+                  compile_mode: str = "", flip_test: bool = False) -> nn.Module:
+    """A copy of `model` that predicts the same, to rounding, in less time, and cannot be trained.
+
+    precision: "float32" or "bfloat16".  channels_last, compile_mode: as for `accelerated`.
+    flip_test: predict as FlipTest does instead; the model is an LGNet.
+    On a CPU and not compiled, oneDNN holds the weights in its own layout; channels_last then changes nothing.
+    """
+    fast = copy.deepcopy(model).eval().requires_grad_(False)
+    fold_batch_norms(fast)
+    is_on_cpu = next(fast.parameters()).device.type == "cpu"
+    fast = accelerated(fast, channels_last=channels_last, compile_mode=compile_mode)
+    if is_on_cpu and not compile_mode and torch.backends.mkldnn.is_available():
+        pack_layers(fast, getattr(torch, precision))
+    if precision == "bfloat16":
+        fast = Autocast(fast)
+    return FlipTest(fast, model.mano_head.mano) if flip_test else fast
+
+
+class Autocast(nn.Module):
+    """A model that computes in bfloat16 where that is safe."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor, *rest: Any) -> Any:
+        with torch.autocast(image.device.type, torch.bfloat16):
+            return self.model(image, *rest)
+
+
+def can_compile() -> bool:
+    """Whether torch.compile finds what it generates code for: Triton on a GPU, else a C++ compiler."""
+    if torch.cuda.is_available() and importlib.util.find_spec("triton"):
+        return True
+    return any(shutil.which(name) for name in ("g++", "clang++"))

@@ -1,6 +1,0 @@
-"""Photographs of a user: a folder, one file, RGB2Hands or EgoHands, with an optional JSON file of boxes."""
-
-from data.ImageFolder.boxes import read_boxes
-from data.ImageFolder.images import ImageFolder, Photo, crop_image
-
-__all__ = ["ImageFolder", "Photo", "crop_image", "read_boxes"]

@@ -1,0 +1,45 @@
+"""Files that are named like pictures, in the order in which a person would sort them."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from data.frames.boxes import Box
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+
+
+class Picture(NamedTuple):
+    """One file that should be a picture."""
+
+    name: str           # unique in its source; what a boxes file calls it
+    path: Path
+    box: Box | None     # that comes with the data set
+
+    @property
+    def label(self) -> str:
+        """The name as text for one line of a report or file, whatever bytes it is made of."""
+        return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in self.name)
+
+
+def pictures_in(folder: Path, prefix: str = "") -> list[Picture]:
+    """Everything in a folder that is named like a picture; each name is `prefix` and the file's, none has a box."""
+    paths = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES]
+    return [Picture(prefix + path.name, path, None) for path in sorted(paths, key=natural_order)]
+
+
+def natural_order(path: Path) -> tuple[list[str | int], str]:
+    """A sorting key that puts frame_2 before frame_10."""
+    parts = re.split(r"([0-9]+)", path.name.casefold())
+    return [int(part) if number % 2 else part for number, part in enumerate(parts)], path.name
+
+
+def box_round(points: np.ndarray) -> Box | None:
+    """The tight box round points (N, 2) in pixels; None where they span no area."""
+    points = points[np.isfinite(points).all(axis=1)]
+    if not len(points):
+        return None
+    low, high = points.min(axis=0), points.max(axis=0)
+    return (*low.tolist(), *(high - low).tolist()) if (high > low).all() else None

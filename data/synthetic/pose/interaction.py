@@ -1,0 +1,124 @@
+"""How two posed hands touch and pass through each other and themselves, measured on their meshes.
+
+Legend: V vertices of a hand · F faces · Q query points. Metres; reports in millimetres.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from common.hands import NUM_MODEL_JOINTS, Hand
+from data.synthetic.pose.body import vertex_normals, wrist_loop
+from data.synthetic.pose.kinematics import ARE_APART
+
+_TOUCHING = 0.002           # metres: nearer than this is contact
+_DOUBTFUL = 0.001           # metres above the nearest vertex's tangent plane
+_NEAREST_FEW = 40           # vertices among which the gap is found: those nearest to a vertex of the other hand
+_REACH = 0.03               # metres: no vertex of a hand lies deeper in another
+_STEEP = 0.004              # metres from the nearest vertex of other flesh: farther, it must face what it covers
+
+
+class Interaction(NamedTuple):
+    """Measured on the 778-vertex meshes, each closed with a lid at the wrist."""
+
+    is_contact: bool        # some vertex is inside the other hand, or nearer to it than 2 mm
+    max_depth_mm: float     # of the deepest vertex below the other hand's surface
+    mean_depth_mm: float    # over the vertices that are inside; 0 without any
+    inside: int             # vertices of both hands that are inside the other
+    gap_mm: float           # from vertex to surface where the hands are nearest; 0 when they overlap
+
+
+def measure(vertices: np.ndarray, faces: np.ndarray) -> Interaction:
+    """The interaction of two hands.  vertices: (2, 778, 3).  faces: (2, 1538, 3)."""
+    depths, gap = [np.zeros(0)], np.inf
+    for hand in Hand:
+        points, other, other_faces = vertices[hand], vertices[hand.other], faces[hand.other]
+        apart, nearest = cKDTree(other).query(points)
+        near = points[apart < _REACH]
+        if not len(near):
+            continue
+        # A point well outside is seen as outside from the nearest vertex; only the others are asked exactly.
+        normals = vertex_normals(other, other_faces)[nearest[apart < _REACH]]
+        is_doubtful = ((near - other[nearest[apart < _REACH]]) * normals).sum(axis=1) < _DOUBTFUL
+        doubtful = near[is_doubtful]
+        inside = doubtful[winding_number(doubtful, *closed_at_wrist(other, other_faces)) > 0.5]
+        depths.append(surface_distance(inside, other, other_faces))
+        nearest_few = points[np.argsort(apart)[:_NEAREST_FEW]]
+        gap = min(gap, surface_distance(nearest_few, other, other_faces).min())
+    depth = np.concatenate(depths)
+    if not np.isfinite(gap):
+        gap = min(cKDTree(vertices[hand.other]).query(vertices[hand])[0].min() for hand in Hand)
+    if len(depth):
+        return Interaction(True, 1e3 * float(depth.max()), 1e3 * float(depth.mean()), len(depth), 0.0)
+    return Interaction(bool(gap < _TOUCHING), 0.0, 0.0, 0, 1e3 * float(gap))
+
+
+def own_depth_mm(vertices: np.ndarray, faces: np.ndarray, bone_of: np.ndarray) -> float:
+    """How deep a hand passes through itself: the deepest vertex of a finger below another finger or the palm.
+
+    vertices: (778, 3).  faces: (1538, 3).  bone_of: (778,) the bone that each vertex follows, in MODEL16 order.
+    Creases, where the skin of one finger meets itself, do not count, nor does the root of a finger in the palm, nor
+    the web where the skin of two fingers joins: there a vertex's normal belongs to both.
+    """
+    normals, deepest = vertex_normals(vertices, faces), 0.0
+    closed = closed_at_wrist(vertices, faces)
+    face_bone = bone_of[faces[:, 0]]
+    for bone in range(1, NUM_MODEL_JOINTS):
+        is_other = ARE_APART[bone]
+        joins = faces[is_other[bone_of[faces]].any(axis=1)]
+        own, others = np.setdiff1d(np.flatnonzero(bone_of == bone), joins), np.flatnonzero(is_other[bone_of])
+        distance, nearest = cKDTree(vertices[others]).query(vertices[own])
+        height = ((vertices[own] - vertices[others[nearest]]) * normals[others[nearest]]).sum(axis=1)
+        # The nearest surface of what covers a vertex lies straight above it.
+        own = own[(distance < _REACH) & (height < np.where(distance < _STEEP, 0, -0.5 * distance))]
+        # Just outside its own skin a vertex is inside the closed mesh only where another part covers it.
+        covered = own[winding_number(vertices[own] + 2e-4 * normals[own], *closed) > 0.5]
+        if len(covered):
+            depth = surface_distance(vertices[covered], vertices, faces[is_other[face_bone]])
+            deepest = max(deepest, 1e3 * float(depth.max()))
+    return deepest
+
+
+def closed_at_wrist(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mesh with a lid of triangles over its wrist."""
+    loop = wrist_loop(faces)
+    lid = np.stack([loop, np.roll(loop, -1), np.full(len(loop), len(vertices))], axis=1)
+    return np.concatenate([vertices, vertices[loop].mean(axis=0, keepdims=True)]), np.concatenate([faces, lid])
+
+
+def winding_number(points: np.ndarray, vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """How often a closed mesh winds round points (Q, 3): 1 inside, 0 outside (van Oosterom and Strackee, 1983)."""
+    total = np.zeros(len(points))
+    for start in range(0, len(points), 64):
+        to_vertices = vertices.T[:, None] - points[start: start + 64].T[..., None]  # (3, Q, V)
+        a, b, c = (to_vertices[:, :, faces[:, corner]].astype(np.float32) for corner in range(3))
+        la, lb, lc = (np.sqrt((x * x).sum(axis=0)) for x in (a, b, c))
+        ab, bc, ca = ((x * y).sum(axis=0) for x, y in ((a, b), (b, c), (c, a)))
+        volume = sum(a[k] * (b[k - 2] * c[k - 1] - b[k - 1] * c[k - 2]) for k in range(3))
+        angle = np.arctan2(volume, la * lb * lc + ab * lc + bc * la + ca * lb)
+        total[start: start + 64] = angle.sum(axis=1) / (2 * np.pi)
+    return total
+
+
+def surface_distance(points: np.ndarray, vertices: np.ndarray, faces: np.ndarray, nearest: int = 24) -> np.ndarray:
+    """Distance (Q,) from points to the nearest triangle, among those with the `nearest` closest centres."""
+    corners = vertices[faces]
+    _, candidates = cKDTree(corners.mean(axis=1)).query(points, k=nearest)          # (Q, nearest)
+    return _triangle_distance(points[:, None], corners[candidates]).min(axis=1)
+
+
+def _triangle_distance(point: np.ndarray, corners: np.ndarray) -> np.ndarray:
+    """Distances of points (..., 3) to triangles (..., 3, 3): to the plane if they project inside, else to an edge."""
+    a, b, c = np.moveaxis(corners, -2, 0)
+    normal = np.cross(b - a, c - a)
+    square = np.maximum((normal**2).sum(-1), 1e-24)
+    inside = np.ones(square.shape, bool)
+    edge_distance = np.full(square.shape, np.inf)
+    for p, q in ((a, b), (b, c), (c, a)):
+        edge, offset = q - p, point - p
+        inside &= (np.cross(edge, offset) * normal).sum(-1) >= 0
+        along = np.clip((offset * edge).sum(-1) / np.maximum((edge**2).sum(-1), 1e-24), 0, 1)
+        edge_distance = np.minimum(edge_distance, np.linalg.norm(offset - along[..., None] * edge, axis=-1))
+    plane_distance = np.abs(((point - a) * normal).sum(-1)) / np.sqrt(square)
+    return np.where(inside, plane_distance, edge_distance)

@@ -1,0 +1,165 @@
+"""Flip testing: a mean of two opinions that keeps what they agree on, and knows no right from left."""
+
+import json
+
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+from tiny_lgnet import SIZE, random_camera, random_images, tiny_lgnet
+from tiny_snapshot import save_tiny_snapshot
+from torch import Tensor, nn
+
+from common.engine.network import load_network
+from common.geometry import project, project_weak, rotation_about_z
+from common.hands import Hand
+from common.mano.model import ManoLayer
+from common.predict.fast import for_inference
+from common.predict.flip import FlipTest, halfway, mirrored, mirrored_camera
+from common.types import HandPrediction, ManoParams, Stages, map_tensors
+
+
+@pytest.fixture(scope="module")
+def model(hand_model):
+    return tiny_lgnet(hand_model)
+
+
+@pytest.fixture(scope="module")
+def seen(model) -> Stages:
+    with torch.no_grad():
+        return model(random_images(2))
+
+
+class Opinions(nn.Module):
+    """Says `first` of the first half of what it is shown and `second` of the rest."""
+
+    def __init__(self, first: Stages, second: Stages):
+        super().__init__()
+        self.stages = map_tensors(lambda a, b: torch.cat([a, b]), first, second)
+
+    def forward(self, image: Tensor, camera=None) -> Stages:
+        assert len(image) == len(self.stages.final.vertices)
+        return self.stages
+
+
+def of_both(hands: Stages, function) -> Stages:
+    return Stages(hands.joint, function(hands.mesh), function(hands.final))
+
+
+def turned(hands: HandPrediction, degrees: float) -> HandPrediction:
+    """Each hand turned about its own wrist."""
+    turn = torch.from_numpy(rotation_about_z(degrees)).float()
+    rotations = hands.mano.rotations.clone()
+    rotations[:, :, 0] = turn @ rotations[:, :, 0]
+    return hands._replace(vertices=hands.vertices @ turn.T, joints=hands.joints @ turn.T,
+                          mano=hands.mano._replace(rotations=rotations))
+
+
+# ---------------------------------------------------------------- the mirror image of a prediction
+
+def test_a_mirrored_prediction_lies_on_the_mirrored_picture_with_its_hands_swapped(seen):
+    other = mirrored(seen.final)
+    for hand in Hand:
+        there = project_weak(seen.final.vertices[:, hand.other], seen.final.camera[:, hand.other])
+        found = project_weak(other.vertices[:, hand], other.camera[:, hand])
+        torch.testing.assert_close(found, there * torch.tensor([-1.0, 1.0]))
+
+
+def test_the_parameters_of_a_mirrored_prediction_give_its_mesh(seen, hand_model):
+    other = mirrored(seen.mesh)
+    vertices, joints = ManoLayer(hand_model).about_wrist(other.mano)
+    torch.testing.assert_close(vertices, other.vertices, rtol=0, atol=1e-6)
+    torch.testing.assert_close(joints, other.joints, rtol=0, atol=1e-6)
+
+
+def test_a_mirrored_left_wrist_lies_where_the_mirrored_right_one_did():
+    """Left wrist at (0.3, 0.1, 0.9), right at (0.1, 0.0, 1.0): mirrored, the left one is at (−0.1, 0.0, 1.0)."""
+    zeros = torch.zeros(1, 2, 1, 3)
+    hands = HandPrediction(zeros, zeros, torch.tensor([[0.2, 0.1, -0.1]]),
+                           ManoParams(torch.eye(3).expand(1, 2, 16, 3, 3), torch.zeros(1, 2, 10)), zeros[:, :, 0])
+    torch.testing.assert_close(mirrored(hands).relative, torch.tensor([[0.2, -0.1, 0.1]]))
+
+
+def test_the_mirrored_camera_sees_mirrored_points_in_the_mirrored_pixels():
+    camera = random_camera(3)
+    camera = camera._replace(camera_crop=camera.camera_crop + torch.tensor([[0, 2.0, 5.0], [1.0, 0, -3.0], [0, 0, 0]]))
+    other = mirrored_camera(camera, SIZE)
+    pixels = project(camera.wrist, camera.camera_crop)
+    expected = torch.stack([SIZE - 1 - pixels[..., 0], pixels[..., 1]], dim=-1).flip(1)
+    torch.testing.assert_close(project(other.wrist, other.camera_crop), expected)
+
+
+# ---------------------------------------------------------------- the mean
+
+@pytest.mark.parametrize("changes", [{}, {"refine_stage": False}, {"refine_camera": "ground_truth"},
+                                     {"refine_shared": False}], ids=str)
+@torch.no_grad()
+def test_a_mirrored_picture_gives_the_mirrored_prediction(hand_model, changes):
+    """Which the network alone does not."""
+    model, image, camera = tiny_lgnet(hand_model, **changes), random_images(2), random_camera(2)
+    other_image, other_camera = image.flip(-1), mirrored_camera(camera, SIZE)
+    found, other = (FlipTest(model, model.mano_head.mano)(*views) for views in ((image, camera),
+                                                                               (other_image, other_camera)))
+    for stage in ("mesh", "final"):
+        torch.testing.assert_close(getattr(other, stage), mirrored(getattr(found, stage)), rtol=1e-4, atol=1e-5)
+    alone, other_alone = (model(*views).final for views in ((image, camera), (other_image, other_camera)))
+    assert (other_alone.vertices - mirrored(alone).vertices).norm(dim=-1).max() > 1e-3
+
+
+@torch.no_grad()
+def test_opinions_that_agree_are_what_is_said(seen, hand_model):
+    agreed = Opinions(seen, of_both(seen, mirrored))
+    found = FlipTest(agreed, ManoLayer(hand_model))(random_images(2))
+    torch.testing.assert_close(found, seen, rtol=1e-5, atol=1e-6)
+    assert (seen.final.vertices - seen.mesh.vertices).norm(dim=-1).max() > 1e-4     # there is an offset to be lost
+
+
+@pytest.mark.parametrize("degrees", [10.0, 80.0])
+@torch.no_grad()
+def test_opinions_that_differ_by_a_turn_meet_half_way_and_no_hand_shrinks(seen, hand_model, degrees):
+    first, second = (of_both(seen, lambda hands, by=by: turned(hands, by)) for by in (-degrees, degrees))
+    differing = Opinions(first, of_both(second, mirrored))
+    found = FlipTest(differing, ManoLayer(hand_model))(random_images(2))
+    torch.testing.assert_close(found, first._replace(mesh=seen.mesh, final=seen.final), rtol=1e-4, atol=5e-6)
+
+
+def test_the_rotation_half_way_is_half_the_turn():
+    rng = torch.Generator().manual_seed(0)
+    axes = nn.functional.normalize(torch.randn(60, 3, generator=rng, dtype=torch.float64), dim=-1)
+    angles = torch.linspace(0, torch.pi - 0.01, 60, dtype=torch.float64)[:, None]
+    first = torch.from_numpy(Rotation.random(60, random_state=1).as_matrix())
+    turn, half = (torch.from_numpy(Rotation.from_rotvec(axes * angles * share).as_matrix()) for share in (1.0, 0.5))
+    torch.testing.assert_close(halfway(first, first @ turn), first @ half)
+    torch.testing.assert_close(halfway(first @ turn, first), first @ half)
+
+
+def test_opposite_rotations_have_a_finite_mean_and_what_is_no_number_stays_none():
+    opposite = torch.diag(torch.tensor([1.0, -1.0, -1.0]))
+    assert halfway(torch.eye(3), opposite).isfinite().all()
+    assert halfway(torch.eye(3), torch.full((3, 3), torch.nan)).isnan().all()
+
+
+# ---------------------------------------------------------------- where it is used
+
+@torch.no_grad()
+def test_the_prepared_model_predicts_the_same_in_either_precision(model):
+    image = random_images(2)
+    expected = FlipTest(model, model.mano_head.mano)(image)
+    torch.testing.assert_close(for_inference(model, flip_test=True)(image), expected, rtol=1e-5, atol=1e-5)
+    halved = for_inference(model, flip_test=True, precision="bfloat16")(image).final.vertices
+    assert halved.dtype == torch.float32
+    torch.testing.assert_close(halved, expected.final.vertices, rtol=0, atol=5e-3)
+
+
+def test_test_py_and_a_loaded_network_do_it_where_the_configuration_says_so(run, config_file, hand_model, tmp_path):
+    snapshot = tmp_path / "model_dump" / "snapshot_0.pth.tar"
+    save_tiny_snapshot(snapshot, hand_model)
+    options = [f"data.root={config_file.parent / 'data'}", "data.workers=0"]
+    found = []
+    for flip_test in ("false", "true"):
+        code, text = run("test.py", "--gpu", "cpu", "--checkpoint", snapshot, "--output", tmp_path / flip_test, "--set",
+                         f"test.flip_test={flip_test}", *options)
+        assert code == 0 and ("test.flip_test" in text) == (flip_test == "true")
+        found.append(json.loads((tmp_path / flip_test / "result" / "metrics.json").read_text()))
+    assert found[0]["protocols"]["lgnet"]["mpjpe"] != found[1]["protocols"]["lgnet"]["mpjpe"]
+    assert isinstance(load_network(snapshot, ["test.flip_test=true"], torch.device("cpu")).model, FlipTest)
+    assert not isinstance(load_network(snapshot, [], torch.device("cpu")).model, FlipTest)

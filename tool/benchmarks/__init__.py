@@ -1,1 +1,0 @@
-"""What `tool/bench.py` measures: a module for each subcommand."""

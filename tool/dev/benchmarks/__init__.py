@@ -1,0 +1,1 @@
+"""What `tool/dev/bench.py` measures: a module for each subcommand."""

@@ -1,0 +1,99 @@
+"""A picture of many random frames with their meshes drawn beside them, to look at before believing a data set.
+
+python tool/dev/contact_sheet.py --root DIR --out FILE.png [--split train] [--rows 8] [--columns 8]
+
+Each cell shows the crop of one frame and the same crop with the annotated meshes over it: right hands red, left blue.
+"""
+
+import _bootstrap
+
+import argparse
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch.nn.functional import normalize
+
+from common.errors import UserError, run_entry_point
+from common.geometry import SquareBox, apply_affine, crop_affine, square_box
+from common.hands import Hand
+from common.mano.load import load_hand_model
+from common.view.rasterizer import interpolate, rasterize
+from data.InterHand26M.reader import InterHand26M
+from data.schema import Record
+
+_COLORS = torch.tensor([[0.95, 0.45, 0.40], [0.40, 0.60, 0.95]])    # right, left
+_OPACITY = 0.65
+
+
+def main() -> None:
+    args = _parse_args()
+    model = load_hand_model(args.hand_model, args.hand_model_path)
+    reader = InterHand26M(args.root, args.split, model, "all")
+    count = args.rows * args.columns
+    order = np.random.default_rng(args.seed).permutation(len(reader))
+    picked = np.resize(order, count)
+    cells = [_cell(reader.read(int(index)), model.faces, args.size) for index in picked]
+    rows = [np.hstack(cells[row * args.columns: (row + 1) * args.columns]) for row in range(args.rows)]
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(args.out), np.vstack(rows)[..., ::-1]):
+        raise UserError(f"{args.out} cannot be written.")
+    print(f"{args.out}: {count} of {len(reader)} frames of split '{args.split}'.")
+
+
+def _parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True, help="folder with 'annotations' and 'images'")
+    parser.add_argument("--out", type=Path, required=True, help="PNG or JPEG to write")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--columns", type=int, default=8)
+    parser.add_argument("--size", type=int, default=128, help="side of a crop, pixels")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--hand_model", choices=["builtin", "mano"], default="builtin")
+    parser.add_argument("--hand_model_path", default="", help="folder of the MANO files")
+    return parser.parse_args()
+
+
+def _cell(record: Record, faces: torch.Tensor, size: int) -> np.ndarray:
+    """The crop and the crop with meshes, side by side: (size, 2·size, 3) uint8."""
+    image = cv2.imread(str(record.image_path))
+    if image is None:
+        raise UserError(f"{record.image_path} cannot be read.")
+    box: SquareBox = square_box(record.box_px)
+    crop_from_image = crop_affine(box, size)
+    crop = cv2.warpAffine(image[..., ::-1].copy(), crop_from_image[:2], (size, size), flags=cv2.INTER_AREA)
+    return np.hstack([crop, draw_meshes(crop, record, faces, crop_from_image), np.zeros((size, 2, 3), np.uint8)])
+
+
+def draw_meshes(crop: np.ndarray, record: Record, faces: torch.Tensor, crop_from_image: np.ndarray) -> np.ndarray:
+    """The crop (S, S, 3) with the record's meshes shaded over it."""
+    hands = [hand for hand in Hand if record.vertices_valid[hand]]
+    if not hands:
+        return crop
+    vertices = record.vertices_cam[hands].reshape(-1, 3)
+    homogeneous = vertices @ record.camera.T
+    pixels = apply_affine(crop_from_image, homogeneous[:, :2] / homogeneous[:, 2:])
+    num_vertices = record.vertices_cam.shape[1]
+    triangles = torch.cat([faces[hand] + k * num_vertices for k, hand in enumerate(hands)])
+    seen = torch.from_numpy(np.concatenate([pixels, vertices[:, 2:]], axis=1))[None].float()
+    fragments = rasterize(seen, triangles, *crop.shape[:2])
+
+    normals = _vertex_normals(torch.from_numpy(vertices).float(), triangles)
+    shade = 0.35 + 0.65 * normals[:, 2:].neg().clamp(min=0)                         # lit from the camera
+    colors = shade * _COLORS[hands].repeat_interleave(num_vertices, dim=0)
+    drawn = 255 * interpolate(colors, triangles, fragments)[0].numpy()
+    opacity = _OPACITY * (fragments.face[0] >= 0).numpy()[..., None]
+    return (opacity * drawn + (1 - opacity) * crop).astype(np.uint8)
+
+
+def _vertex_normals(vertices: torch.Tensor, faces: torch.Tensor) -> torch.Tensor:
+    a, b, c = vertices[faces].unbind(1)
+    across = torch.linalg.cross(b - a, c - a)
+    total = torch.zeros_like(vertices).index_add(0, faces.flatten(), across.repeat_interleave(3, dim=0))
+    return normalize(total, dim=-1)
+
+
+if __name__ == "__main__":
+    run_entry_point(main)
