@@ -31,7 +31,7 @@ _HINT = "Copy the file again, with its .sha256, or write it with tool/export_wei
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a file says about its weights. Paths are those of `common.provenance.portable`."""
+    """What a file says about its weights. Paths are those of `main.engine.run.provenance.portable`."""
 
     version: int
     config: dict[str, Any]              # of the training, and how the network is used unless told otherwise

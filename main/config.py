@@ -212,6 +212,32 @@ def config_to_dict(config: Config) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def changes(before: Config, after: Config) -> dict[str, str]:
+    """Keys whose values differ, each with `old → new`."""
+    old, new = _flat(config_to_dict(before)), _flat(config_to_dict(after))
+    return {key: f"{old[key]} → {new[key]}" for key in new if old[key] != new[key]}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def refuse_changes(before: Config, after: Config, where: str) -> None:
+    """Raise UserError if `after` describes another model than `before`, that of the snapshot `where`."""
+    changed = [f"{key} {change}" for key, change in changes(before, after).items() if _shapes_model(key)]
+    if changed:
+        raise UserError(f"{where} fixes the model, but the configuration differs: {', '.join(changed)}.",
+                        "Leave these as they are, or train a new model.")
+
+
+def _shapes_model(key: str) -> bool:
+    is_model = key.startswith("model.") and key != "model.pretrained"
+    return is_model or key in ("hand_model.name", "data.depth_range")
+
+
 def _find(path: Path) -> Path:
     for candidate in (path, CONFIG_DIR / path, CONFIG_DIR / f"{path}.yaml"):
         if candidate.is_file():

@@ -19,16 +19,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from common.engine.checkpoint import snapshot_path
-from common.engine.demo import reconstruct, result_files, write_results
-from common.engine.launch import GPU_FORMS, Process, launch
-from common.engine.network import load_network
 from common.errors import EXIT_OK, EXIT_SOME_FAILED, UserError, run_entry_point
 from common.files import ROOT
 from common.weights import SHIPPED
 from data.checks import BadSample
 from data.frames import ImageFolder, read_boxes
 from main.config import mano_overrides
+from main.engine.processes.launch import GPU_FORMS, Process, launch
+from main.engine.results import reconstruct, result_files, write_results
+from main.engine.run.snapshots import snapshot_path
+from main.network import load_network
 
 
 def demo(args: argparse.Namespace, process: Process) -> int:

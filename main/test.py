@@ -10,17 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from common.engine.build import refuse_changes
-from common.engine.checkpoint import best_epoch, load_trained, snapshot_path
-from common.engine.evaluator import Evaluator, report, samples_sha256, write_samples
-from common.engine.launch import GPU_FORMS, Process, launch
-from common.engine.log import start_log
-from common.engine.run_lock import run_lock
 from common.errors import EXIT_OK, run_entry_point
 from common.exchange.predictions import Origin, PredictionWriter, join_parts
 from common.files import ROOT
 from common.score.plots import write_curves
-from main.config import changed_config, config_from_dict, config_to_dict, mano_overrides
+from main.config import changed_config, config_from_dict, config_to_dict, mano_overrides, refuse_changes
+from main.engine.evaluator import Evaluator, report, samples_sha256, write_samples
+from main.engine.processes.launch import GPU_FORMS, Process, launch
+from main.engine.run.lock import run_lock
+from main.engine.run.log import start_log
+from main.engine.run.snapshots import best_epoch, load_trained, snapshot_path
 
 
 def test(output: Path, which: int | Literal["best"] | Path, overrides: list[str], dump: Path | None,

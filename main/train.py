@@ -5,13 +5,13 @@ import _bootstrap
 import argparse
 from functools import partial
 
-from common.engine.launch import GPU_FORMS, Process, launch
-from common.engine.run_lock import run_lock
-from common.engine.run_record import fit_recorded
-from common.engine.trainer import Trainer
 from common.errors import run_entry_point
 from common.files import ROOT
 from main.config import Config, load_config, mano_overrides
+from main.engine.processes.launch import GPU_FORMS, Process, launch
+from main.engine.run.lock import run_lock
+from main.engine.run.record import fit_recorded
+from main.engine.trainer import Trainer
 
 
 def train(config: Config, resume: bool, process: Process) -> int:

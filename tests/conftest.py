@@ -63,7 +63,7 @@ def reference(dataset, tmp_path_factory):
     """The end of a `SHORT` run that nothing disturbed, in which nothing was saved inside epochs or scored."""
     from toy_training import SHORT, toy_trainer
 
-    from common.engine.checkpoint import load_latest
+    from main.engine.run.snapshots import load_latest
 
     output = tmp_path_factory.mktemp("reference")
     assert toy_trainer(dataset, output, **SHORT).fit() == 0

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from toy_training import plain_trainer, toy_dataset
 
-import common.engine.launch as launch
+import main.engine.processes.launch as launch
 from common.errors import run_entry_point
 from common.mano.load import load_hand_model
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 import torch.utils.tensorboard  # noqa: F401   imported once here, not in every process
 
-from common.engine.launch import Process, launch
 from common.errors import run_entry_point
+from main.engine.processes.launch import Process, launch
 
 
 class Ended(NamedTuple):

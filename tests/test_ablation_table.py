@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.engine.build import changes
 from common.errors import UserError
-from main.config import config_to_dict
+from main.config import changes, config_to_dict
 from tool.dev import ablation_table as table
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -19,19 +19,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 from toy_training import CPU, SIZE, ToyHands, toy_dataset, toy_loss, toy_trainer
 
-import common.engine.bad_samples as bad_samples_module
-from common.engine.bad_samples import BadSamples
-from common.engine.checkpoint import load_latest, load_weights, snapshots_in
-from common.engine.launch import Process
-from common.engine.loading import (
-    TrainingBatch,
-    batches,
-    build_loader,
-    on_device,
-    predict,
-    training_batches,
-)
-from common.engine.trainer import Trainer
+import main.engine.bad_samples as bad_samples_module
 from common.errors import UserError
 from common.geometry import project
 from common.types import Sample, TwoHandBatch, map_tensors
@@ -40,6 +28,11 @@ from data.checks import Reason
 from data.dataset import EpochSampler, TwoHandDataset
 from data.schema import Record
 from main.config import DataConfig
+from main.engine.bad_samples import BadSamples
+from main.engine.batches import TrainingBatch, batches, build_loader, on_device, predict, training_batches
+from main.engine.processes.launch import Process
+from main.engine.run.snapshots import load_latest, load_weights, snapshots_in
+from main.engine.trainer import Trainer
 
 BAD = 3     # which of the toy set's six samples is spoiled
 

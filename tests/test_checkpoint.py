@@ -18,7 +18,10 @@ import torch
 from forks import run_in_fork
 from torch import nn
 
-from common.engine.checkpoint import (
+from common.errors import UserError
+from common.files import write_atomically
+from main.engine.processes.seeding import random_state, seed_everything, set_random_state
+from main.engine.run.snapshots import (
     Snapshot,
     load_latest,
     load_snapshot,
@@ -29,9 +32,6 @@ from common.engine.checkpoint import (
     snapshot_path,
     snapshots_in,
 )
-from common.engine.seeding import random_state, seed_everything, set_random_state
-from common.errors import UserError
-from common.files import write_atomically
 
 
 def make_snapshot(epoch: int = 0) -> Snapshot:

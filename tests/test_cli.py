@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from common.engine.checkpoint import load_snapshot
-from common.engine.launch import Process, choose_devices
-from common.engine.run_lock import run_lock
 from common.errors import UserError
+from main.engine.processes.launch import Process, choose_devices
+from main.engine.run.lock import run_lock
+from main.engine.run.snapshots import load_snapshot
 
 ROOT = Path(__file__).resolve().parent.parent
 MAIN = ROOT / "main"
@@ -241,7 +241,7 @@ def test_a_stopped_run_is_saved(config_file, tmp_path, number, code):
 def test_what_is_logged_reaches_a_file_at_once(tmp_path):
     """As under nohup or a batch system: the process here dies before Python would have written its buffer."""
     code = (f"import sys, os, logging; from pathlib import Path; sys.path.insert(0, {str(ROOT)!r})\n"
-            "from common.engine.log import start_log\n"
+            "from main.engine.run.log import start_log\n"
             f"start_log(Path({str(tmp_path / 'train.log')!r}), is_main=True)\n"
             "logging.getLogger('common').info('epoch 0'); os._exit(0)")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}

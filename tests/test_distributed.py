@@ -21,15 +21,15 @@ from test_engine import evaluator, perfect, scores_of
 from toy_hands import assert_same
 from toy_training import CPU, ToyHands, plain_trainer, toy_evaluator, toy_trainer
 
-import common.engine.launch as launch_module
-import common.engine.lifeline as lifeline_module
-import common.engine.trainer as trainer_module
-from common.engine.checkpoint import Snapshot, load_latest, load_weights
-from common.engine.launch import Process, check_devices, choose_devices, launch, own_device
-from common.engine.lifeline import Lifeline
-from common.engine.trainer import Trainer
+import main.engine.processes.launch as launch_module
+import main.engine.processes.lifeline as lifeline_module
+import main.engine.trainer as trainer_module
 from common.errors import EXIT_ENVIRONMENT, UserError
 from data.dataset import EpochSampler
+from main.engine.processes.launch import Process, check_devices, choose_devices, launch, own_device
+from main.engine.processes.lifeline import Lifeline
+from main.engine.run.snapshots import Snapshot, load_latest, load_weights
+from main.engine.trainer import Trainer
 
 
 def last_snapshot(output: Path) -> Snapshot:

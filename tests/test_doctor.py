@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from common.provenance import pinned_versions
+from main.engine.run.provenance import pinned_versions
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -10,10 +10,6 @@ import torch
 from toy_hands import assert_same
 from toy_training import CPU, toy_dataset, toy_trainer
 
-from common.engine.evaluator import Evaluator, report, write_samples
-from common.engine.launch import Process
-from common.engine.loading import batches, build_loader
-from common.engine.log import start_log
 from common.errors import UserError
 from common.hands import joint_regressor
 from common.score.metrics import PROTOCOLS
@@ -21,6 +17,10 @@ from common.score.tally import Tally
 from common.types import HandPrediction, JointPrediction, Stages, TwoHandBatch
 from data.dataset import EpochSampler, mean_joints
 from main.config import TestConfig as settings
+from main.engine.batches import batches, build_loader
+from main.engine.evaluator import Evaluator, report, write_samples
+from main.engine.processes.launch import Process
+from main.engine.run.log import start_log
 
 ROOT = Path(__file__).resolve().parent.parent
 

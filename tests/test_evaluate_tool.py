@@ -13,9 +13,6 @@ import torch
 from fixtures_interhand import write_interhand
 from toy_training import CPU, SIZE, ToyHands
 
-from common.engine.bad_samples import BadSamples
-from common.engine.evaluator import Evaluator
-from common.engine.loading import predict
 from common.errors import UserError
 from common.exchange.predictions import Origin, PredictionFile, PredictionWriter, join_parts
 from common.hands import INTERHAND21, MANO21, WRIST, Hand, joint_regressor
@@ -25,6 +22,9 @@ from common.types import ManoParams, Stages, TwoHandBatch
 from data import build_reader
 from data.dataset import TwoHandDataset, mean_joints
 from main.config import TestConfig as Settings
+from main.engine.bad_samples import BadSamples
+from main.engine.batches import predict
+from main.engine.evaluator import Evaluator
 from tool import convert_predictions, evaluate
 
 MESH_PROTOCOLS = [name for name, protocol in PROTOCOLS.items() if protocol.truth == "mesh"]

@@ -17,18 +17,18 @@ from forks import at_call, run_in_fork
 from torch import nn
 from toy_training import CPU, SHORT, ToyHands, assert_same_end, resumed, toy_trainer
 
-import common.engine.checkpoint as checkpoint
-import common.engine.trainer as trainer_module
+import main.engine.run.snapshots as checkpoint
+import main.engine.trainer as trainer_module
 from common import files
-from common.engine.checkpoint import load_latest, partial_path, snapshot_path, snapshots_in
-from common.engine.evaluator import Evaluator
-from common.engine.launch import Process
-from common.engine.loading import batches
-from common.engine.log import start_log
-from common.engine.signals import StopRequest
-from common.engine.trainer import Trainer
 from common.errors import UserError
 from common.types import Stages, Targets, map_tensors
+from main.engine.batches import batches
+from main.engine.evaluator import Evaluator
+from main.engine.processes.launch import Process
+from main.engine.processes.signals import StopRequest
+from main.engine.run.log import start_log
+from main.engine.run.snapshots import load_latest, partial_path, snapshot_path, snapshots_in
+from main.engine.trainer import Trainer
 
 # ---------------------------------------------------------------- numbers that are not finite
 

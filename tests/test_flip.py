@@ -9,13 +9,13 @@ from tiny_lgnet import SIZE, random_camera, random_images, tiny_lgnet
 from tiny_snapshot import save_tiny_snapshot
 from torch import Tensor, nn
 
-from common.engine.network import load_network
 from common.geometry import project, project_weak, rotation_about_z
 from common.hands import Hand
 from common.mano.model import ManoLayer
 from common.predict.fast import for_inference
 from common.predict.flip import FlipTest, halfway, mirrored, mirrored_camera
 from common.types import HandPrediction, ManoParams, Stages, map_tensors
+from main.network import load_network
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ from fixtures_interhand import write_interhand
 from test_run_record import command_line  # noqa: F401   the record of a run names how it was started
 from toy_training import toy_trainer
 
-from common.engine.build import training_dataset
-from common.engine.run_record import fit_recorded, read_record
 from common.errors import UserError
-from common.provenance import portable
 from data import build_reader
 from data.subset import EvenSubset, JoinedReader
+from main.build import training_dataset
 from main.config import Config, DataConfig, ModelConfig, TrainConfig, load_config
+from main.engine.run.provenance import portable
+from main.engine.run.record import fit_recorded, read_record
 from tool.doctor import report_run
 
 CONFIG = Config(data=DataConfig(filter="all"), model=ModelConfig(input_size=32),

@@ -16,8 +16,8 @@ import torch
 from process_group import free_port
 from toy_training import plain_trainer
 
-from common.engine.checkpoint import load_latest, snapshots_in
 from common.errors import EXIT_ENVIRONMENT
+from main.engine.run.snapshots import load_latest, snapshots_in
 
 ROOT = Path(__file__).resolve().parent.parent
 MAIN = ROOT / "main"

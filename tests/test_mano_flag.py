@@ -11,9 +11,9 @@ import yaml
 from fixtures_interhand import write_interhand
 from fixtures_mano import write_mano
 
-from common.engine.checkpoint import Snapshot, load_snapshot, save_snapshot, snapshot_path
 from common.mano.files import load_mano
 from main.config import config_to_dict, load_config, mano_overrides
+from main.engine.run.snapshots import Snapshot, load_snapshot, save_snapshot, snapshot_path
 from tool import convert_mano
 from tool.doctor import check_hand_models
 

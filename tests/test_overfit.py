@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
-from common.engine.loading import on_device
 from common.losses import TwoHandLoss
 from common.nets.lgnet import build_lgnet
 from common.score.metrics import PROTOCOLS, PredictedHands, sample_errors
@@ -15,6 +14,7 @@ from data.dataset import TwoHandDataset
 from data.synthetic.on_disk.generate import generate
 from data.synthetic.on_disk.plan import Settings
 from main.config import load_config
+from main.engine.batches import on_device
 
 STEPS = 400
 

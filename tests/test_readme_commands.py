@@ -11,9 +11,9 @@ import pytest
 from readme_commands import ROOT, Command, all_commands, unwrapped
 from torch.distributed.run import determine_local_world_size, get_args_parser, parse_min_max_nnodes
 
-from common.engine.launch import choose_devices
 from common.errors import UserError
 from main.config import Config, changed_config, load_config
+from main.engine.processes.launch import choose_devices
 
 # The Python program that a shell script hands its words on to.
 STARTED_BY_SCRIPTS = {"tool/quickstart.sh": ROOT / "tool" / "quickstart.py", "tool/test.sh": None,

@@ -12,9 +12,9 @@ from fixtures_interhand import CAMERAS, MISSING_JOINT, STEPS, Fixture, write_int
 from tiny_snapshot import save_tiny_snapshot
 from torch import nn
 
-from common.engine.build import configured_dataset
 from common.hands import Hand
 from common.types import HandPrediction, JointPrediction, ManoParams, Stages
+from main.build import configured_dataset
 from main.config import Config, DataConfig, ModelConfig
 from tool.dev.real_check import describe, measure
 

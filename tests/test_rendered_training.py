@@ -5,13 +5,13 @@ import json
 import pytest
 import torch
 
-from common.engine.checkpoint import load_latest
 from common.errors import UserError
 from data import build_reader
 from data.synthetic import SETTINGS_FILE
 from data.synthetic.batches import RenderedBatches
 from data.synthetic.on_disk.generate import generate, settings_of
 from data.synthetic.on_disk.plan import Settings
+from main.engine.run.snapshots import load_latest
 
 SETTINGS = Settings(frames=12, seed=4, cameras=2)
 TINY_MODEL = ["model.backbone=resnet18", "model.input_size=64", "model.channels=32", "model.lgfa=prenorm"]

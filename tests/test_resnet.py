@@ -9,11 +9,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from common.engine.build import configured_model
 from common.errors import UserError
 from common.files import ROOT
 from common.nets.resnet import ResNet
 from common.nets.torchvision_import import import_torchvision
+from main.build import configured_model
 from main.config import load_config
 
 

@@ -12,16 +12,16 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 from toy_training import CPU, SHORT, ToyHands, assert_same_end, resumed, toy_trainer
 
-import common.engine.checkpoint as checkpoint
-import common.engine.trainer as trainer_module
+import main.engine.run.snapshots as checkpoint
+import main.engine.trainer as trainer_module
 from common import files
-from common.engine.checkpoint import load_latest, partial_path, snapshot_path, snapshots_in
-from common.engine.evaluator import Evaluator
-from common.engine.loading import batches, build_loader
-from common.engine.trainer import Trainer, learning_rate
 from common.errors import UserError
 from data.dataset import EpochSampler
 from main.config import TrainConfig
+from main.engine.batches import batches, build_loader
+from main.engine.evaluator import Evaluator
+from main.engine.run.snapshots import load_latest, partial_path, snapshot_path, snapshots_in
+from main.engine.trainer import Trainer, learning_rate
 
 # Saved inside their epochs after the steps 2 and 4, and whole after 3 and 6; the second whole one is validated.
 SAVING = SHORT | {"keep_snapshots": 1, "save_every": 2, "validate_every": 2}

@@ -13,9 +13,9 @@ import torch
 from forks import run_in_fork
 from process_group import run_group
 
-from common.engine.launch import Process
-from common.engine.run_lock import run_lock
 from common.errors import UserError
+from main.engine.processes.launch import Process
+from main.engine.run.lock import run_lock
 
 CPU = Process(torch.device("cpu"))
 HINT = "Wait for it."

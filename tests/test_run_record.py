@@ -17,15 +17,23 @@ from fixtures_interhand import write_interhand
 from process_group import run_group
 from toy_training import toy_trainer
 
-from common import provenance
-from common.engine.checkpoint import load_latest, load_weights, save_snapshot, snapshot_path
-from common.engine.evaluator import report
-from common.engine.launch import Process
-from common.engine.run_record import RECORD_FILE, Start, fit_recorded, read_record
 from common.errors import UserError
 from common.files import ROOT
-from common.provenance import code_revision, differences, local, portable, portable_command, sources_sha256, versions
 from main.config import Config, DataConfig, ModelConfig, TrainConfig, config_to_dict
+from main.engine.evaluator import report
+from main.engine.processes.launch import Process
+from main.engine.run import provenance
+from main.engine.run.provenance import (
+    code_revision,
+    differences,
+    local,
+    portable,
+    portable_command,
+    sources_sha256,
+    versions,
+)
+from main.engine.run.record import RECORD_FILE, Start, fit_recorded, read_record
+from main.engine.run.snapshots import load_latest, load_weights, save_snapshot, snapshot_path
 from tool.doctor import report_run
 
 TORCH = metadata.version("torch")     # a wheel may leave the build, as in 2.13.0+cu130, to torch.__version__

@@ -14,9 +14,9 @@ import torch
 from hostile_pickles import extension, running_pickles  # noqa: F401
 from torch import nn
 
-from common.engine.checkpoint import load_snapshot
 from common.errors import UserError
 from common.nets.resnet import load_pretrained
+from main.engine.run.snapshots import load_snapshot
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = list(running_pickles(Path("x")))

@@ -7,11 +7,11 @@ import pytest
 import torch
 from toy_training import CPU
 
-from common.engine.build import starting_model
-from common.engine.checkpoint import load_latest, save_snapshot
-from common.engine.trainer import Trainer
 from common.errors import UserError
+from main.build import starting_model
 from main.config import load_config
+from main.engine.run.snapshots import load_latest, save_snapshot
+from main.engine.trainer import Trainer
 
 ROUGH = "model.refine_stage=false"
 

@@ -22,18 +22,18 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.utils._python_dispatch import TorchDispatchMode
 from toy_training import CPU, ToyHands, assert_same_end, resumed, toy_trainer
 
-import common.engine.loading as loading_module
-import common.engine.trainer as trainer_module
-from common.engine.checkpoint import Snapshot, load_latest
-from common.engine.launch import Process
-from common.engine.loading import TrainingBatch, training_batches
-from common.engine.log import Recorder
-from common.engine.signals import StopRequest
-from common.engine.trainer import Trainer
+import main.engine.batches as loading_module
+import main.engine.trainer as trainer_module
 from common.errors import UserError
 from common.predict.fast import can_compile
 from common.types import Stages
 from main.config import TrainConfig
+from main.engine.batches import TrainingBatch, training_batches
+from main.engine.processes.launch import Process
+from main.engine.processes.signals import StopRequest
+from main.engine.run.log import Recorder
+from main.engine.run.snapshots import Snapshot, load_latest
+from main.engine.trainer import Trainer
 from tool.dev import bench
 from tool.dev.benchmarks import train as train_benchmark
 

@@ -11,15 +11,15 @@ from process_group import run_group
 from test_engine import perfect
 from toy_training import SHORT, ToyHands, assert_same_end, resumed, toy_dataset, toy_evaluator, toy_trainer
 
-from common.engine.checkpoint import best_epoch, load_latest, load_snapshot, remove_old_snapshots, snapshots_in
-from common.engine.evaluator import Evaluator
-from common.engine.launch import Process
-from common.engine.trainer import Trainer
 from common.errors import UserError
 from data.dataset import EpochSampler
 from data.subset import EvenSubset, spread_evenly
 from main.config import DataConfig, TrainConfig
 from main.config import TestConfig as settings
+from main.engine.evaluator import Evaluator
+from main.engine.processes.launch import Process
+from main.engine.run.snapshots import best_epoch, load_latest, load_snapshot, remove_old_snapshots, snapshots_in
+from main.engine.trainer import Trainer
 
 
 def names(output: Path) -> list[str]:

@@ -19,16 +19,16 @@ from hostile_pickles import running_pickles
 from tiny_snapshot import save_tiny_snapshot
 
 import common.weights
-from common.engine.checkpoint import load_snapshot, load_trained, save_snapshot
-from common.engine.evaluator import Evaluator
-from common.engine.launch import Process
-from common.engine.network import load_network
-from common.engine.run_record import Start
 from common.errors import UserError
 from common.nets.lgnet import build_lgnet
 from common.nets.resnet import ResNet
 from common.weights import SHIPPED, VERSION, Facts, read_weights, write_weights
 from main.config import changed_config, config_from_dict
+from main.engine.evaluator import Evaluator
+from main.engine.processes.launch import Process
+from main.engine.run.record import Start
+from main.engine.run.snapshots import load_snapshot, load_trained, save_snapshot
+from main.network import load_network
 from tool import export_weights
 
 CPU = torch.device("cpu")

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from common.engine.checkpoint import Snapshot, save_snapshot
 from common.mano.model import HandModel
 from common.nets.lgnet import build_lgnet
 from main.config import Config, ModelConfig, config_to_dict
+from main.engine.run.snapshots import Snapshot, save_snapshot
 
 
 def save_tiny_snapshot(path: Path, hand_model: HandModel) -> None:

@@ -10,11 +10,6 @@ import torch
 from fixtures_interhand import write_interhand
 from torch import Tensor, nn
 
-from common.engine.checkpoint import Snapshot, load_latest, load_weights
-from common.engine.evaluator import Evaluator
-from common.engine.launch import Process
-from common.engine.loading import predict
-from common.engine.trainer import Trainer
 from common.hands import NUM_JOINTS, NUM_VERTICES
 from common.losses import TwoHandLoss
 from common.mano.model import HandModel
@@ -23,6 +18,11 @@ from data import build_reader
 from data.augment import AugmentRanges
 from data.dataset import TwoHandDataset
 from main.config import AugmentConfig, LossConfig, TestConfig, TrainConfig
+from main.engine.batches import predict
+from main.engine.evaluator import Evaluator
+from main.engine.processes.launch import Process
+from main.engine.run.snapshots import Snapshot, load_latest, load_weights
+from main.engine.trainer import Trainer
 
 SIZE, DEPTH_RANGE = 32, 0.4
 SHORT = {"epochs": 2, "lr_drops": (1,)}     # six steps, three in each epoch

@@ -28,7 +28,6 @@ from pathlib import Path
 
 import numpy as np
 
-from common.engine.build import configured_hand_model
 from common.errors import UserError, run_entry_point
 from common.exchange.conversion import (
     JOINT_SETS,
@@ -46,6 +45,7 @@ from common.exchange.interwild import read_interwild, write_interwild
 from common.exchange.predictions import ROW_SHAPES, Origin, PredictionFile, Predictions, native, write_predictions
 from common.files import write_atomically
 from common.mano.model import HandModel
+from main.build import configured_hand_model
 from main.config import load_config, mano_overrides
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from common.errors import UserError, run_entry_point  # these need the standard library only
 from common.files import ROOT
-from common.provenance import pinned_versions
+from main.engine.run.provenance import pinned_versions
 
 EXIT_NOT_READY = 5
 OLDEST_PYTHON = (3, 11)
@@ -111,7 +111,7 @@ def check_packages() -> Report:
 
 def check_program() -> Report:
     """The real question behind the versions: does everything import?"""
-    for module in ("common.engine.trainer", "common.engine.evaluator", "common.engine.demo"):
+    for module in ("main.engine.trainer", "main.engine.evaluator", "main.engine.results"):
         try:
             importlib.import_module(module)
             yield f"{module} imports"
@@ -190,8 +190,8 @@ def _count(file: Path) -> str:
 
 
 def check_snapshots(config_name: str) -> Report:
-    from common.engine.checkpoint import snapshots_in
     from main.config import load_config
+    from main.engine.run.snapshots import snapshots_in
 
     folder = ROOT / load_config(config_name).output / "model_dump"
     names = [path.name for path in snapshots_in(folder)]

@@ -21,11 +21,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common.engine.bad_samples import BadSamples
-from common.engine.build import configured_dataset, configured_hand_model
-from common.engine.evaluator import samples_sha256
-from common.engine.launch import Process
-from common.engine.loading import batches, build_loader
 from common.errors import EXIT_OK, EXIT_SOME_FAILED, UserError, run_entry_point
 from common.exchange.conversion import wrist_relative_meshes
 from common.exchange.predictions import PredictionFile, Predictions
@@ -36,7 +31,12 @@ from common.score.plots import write_curves
 from common.score.tally import Scorer, Tally
 from data.dataset import TwoHandDataset
 from data.schema import Reader
+from main.build import configured_dataset, configured_hand_model
 from main.config import Config, load_config, mano_overrides
+from main.engine.bad_samples import BadSamples
+from main.engine.batches import batches, build_loader
+from main.engine.evaluator import samples_sha256
+from main.engine.processes.launch import Process
 
 
 def main() -> int:

@@ -14,16 +14,12 @@ import argparse
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.engine.build import refuse_changes
-from common.engine.checkpoint import Snapshot, load_snapshot
-from common.engine.run_record import RECORD_FILE, Start, read_record
 from common.errors import EXIT_OK, UserError, run_entry_point
 from common.files import (
     ROOT,
     read_json,
     stored_sha256,
 )
-from common.provenance import portable
 from common.weights import (
     VERSION,
     WEIGHTS_SUFFIX,
@@ -31,7 +27,10 @@ from common.weights import (
     read_weights,
     write_weights,
 )
-from main.config import changed_config, config_from_dict, config_to_dict
+from main.config import changed_config, config_from_dict, config_to_dict, refuse_changes
+from main.engine.run.provenance import portable
+from main.engine.run.record import RECORD_FILE, Start, read_record
+from main.engine.run.snapshots import Snapshot, load_snapshot
 
 
 def main() -> int:

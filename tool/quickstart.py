@@ -13,13 +13,13 @@ import sys
 import time
 from pathlib import Path
 
-from common.engine.checkpoint import snapshot_path, snapshots_in
 from common.errors import run_entry_point
 from common.files import ROOT
 from common.mano.load import load_hand_model
 from data import build_reader
 from data.subset import spread_evenly
 from main.config import Config, load_config
+from main.engine.run.snapshots import snapshot_path, snapshots_in
 
 FRAMES = 1600
 NUM_PHOTOS = 12

@@ -9,14 +9,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from common.engine.build import training_reader
-from common.engine.checkpoint import load_snapshot, snapshot_path
-from common.engine.run_record import End, Start, describe_data, read_record, weights_sha256
 from common.errors import UserError
 from common.files import ROOT
 from common.mano.load import load_hand_model
-from common.provenance import code_revision, differences, local, versions
+from main.build import training_reader
 from main.config import config_from_dict
+from main.engine.run.provenance import code_revision, differences, local, versions
+from main.engine.run.record import End, Start, describe_data, read_record, weights_sha256
+from main.engine.run.snapshots import load_snapshot, snapshot_path
 
 NAMED = 5       # changed files in a line
 

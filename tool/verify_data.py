@@ -24,9 +24,6 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from common.engine.build import configured_dataset, configured_hand_model
-from common.engine.loading import loaded
-from common.engine.seeding import use_one_thread
 from common.errors import EXIT_OK, EXIT_SOME_FAILED, UserError, run_entry_point
 from common.files import (
     ROOT,
@@ -37,7 +34,10 @@ from data.checks import BadSample, Reason
 from data.dataset import read_frame
 from data.schema import NoSuchSplit, Reader
 from data.synthetic.on_disk.preset import load_preset, print_verdict
+from main.build import configured_dataset, configured_hand_model
 from main.config import Config, load_config, mano_overrides
+from main.engine.batches import loaded
+from main.engine.processes.seeding import use_one_thread
 
 SPLITS = ("train", "val", "test")
 SHOWN = 3       # of each reason; --json has all

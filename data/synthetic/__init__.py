@@ -2,10 +2,10 @@
 
 Three rooms, and `batches.py`, which hands out batches for training without files:
 
-- `pose/`, who does what: `posing.py` poses a time step (`families.py` draws how two hands start, `contact.py` brings them
-  together by means of `kinematics.py` and `proxies.py`, `interaction.py` measures the result).
-- `picture/`, what it looks like: `render.py` draws it: everything solid as one mesh (`figure.py`), appearance drawn from
-  keys (`dice.py`, `look.py`), shadows (`lighting.py`), materials (`shading.py`, `skin.py`, `cloth.py`, `noise.py`),
+- `pose/`, who does what: `posing.py` poses a time step (`families.py` draws how two hands start, `contact.py` brings
+  them together by means of `kinematics.py` and `proxies.py`, `interaction.py` measures the result).
+- `picture/`, what it looks like: `render.py` draws it: everything solid as one mesh (`figure.py`), appearance drawn
+  from keys (`dice.py`, `look.py`), shadows (`lighting.py`), materials (`shading.py`, `skin.py`, `cloth.py`, `noise.py`),
   what lies behind (`backdrop.py`), cameras (`camera.py`) and what they make of it (`develop.py`).
 - `on_disk/`, a set as files: start at `generate.py`, which plans it (`plan.py`), renders each time step from several
   cameras and writes the annotations (`annotations.py`). `preset.py` knows frozen benchmarks.

@@ -24,9 +24,6 @@ from typing import Any
 import numpy as np
 import yaml
 
-from common.engine.build import trained_model
-from common.engine.checkpoint import load_latest, snapshots_in
-from common.engine.launch import GPU_FORMS
 from common.errors import EXIT_DIVERGED, EXIT_OK, EXIT_SOME_FAILED, UserError, run_entry_point
 from common.files import (
     ROOT,
@@ -34,9 +31,12 @@ from common.files import (
     write_json,
 )
 from common.mano.load import load_hand_model
-from common.provenance import differences, portable
 from common.score.metrics import interval_95
+from main.build import trained_model
 from main.config import CONFIG_DIR, Config, config_from_dict, config_to_dict, load_config
+from main.engine.processes.launch import GPU_FORMS
+from main.engine.run.provenance import differences, portable
+from main.engine.run.snapshots import load_latest, snapshots_in
 
 # Readings that are no change to lgnet.yaml, and so no file beside the ablations, but one to the table's network.
 READINGS = {"lgfa_paper": ["model.lgfa=paper"]}

@@ -26,13 +26,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.engine.bad_samples import BadSamples
-from common.engine.build import configured_dataset
-from common.engine.demo import TILE, Reconstruction, painted, side_by_side, write_png
-from common.engine.evaluator import samples_sha256
-from common.engine.launch import GPU_FORMS, Process, choose_devices
-from common.engine.loading import batches, build_loader, predict
-from common.engine.network import Network, load_network
 from common.errors import EXIT_OK, EXIT_SOME_FAILED, run_entry_point
 from common.files import (
     ROOT,
@@ -41,7 +34,6 @@ from common.files import (
 )
 from common.geometry import apply_affine, crop_affine, project, square_box
 from common.hands import MANO21, WRIST, Hand
-from common.provenance import code_revision, portable, versions
 from common.score.metrics import PROTOCOLS, PredictedHands
 from common.score.tally import Scorer, Tally
 from common.types import HandPrediction, Targets, map_tensors
@@ -52,7 +44,15 @@ from data.dataset import EpochSampler, TwoHandDataset, read_frame
 from data.frames import crop_image
 from data.frames.folder import unique_names
 from data.subset import spread_evenly
+from main.build import configured_dataset
 from main.config import changed_config, mano_overrides
+from main.engine.bad_samples import BadSamples
+from main.engine.batches import batches, build_loader, predict
+from main.engine.evaluator import samples_sha256
+from main.engine.processes.launch import GPU_FORMS, Process, choose_devices
+from main.engine.results import TILE, Reconstruction, painted, side_by_side, write_png
+from main.engine.run.provenance import code_revision, portable, versions
+from main.network import Network, load_network
 
 SCALED = replace(PROTOCOLS["lgnet"], name="scaled", truth="annotated", masked=True, metrics=("mpjpe", "mrrpe"),
                  aliases=(), set="all", source="the protocol 'lgnet', on annotated joints")

@@ -26,9 +26,9 @@ from torch.utils.data import default_collate
 
 import data.augment
 import data.dataset
-from common.engine.loading import build_loader, loaded
 from common.errors import UserError
 from data.dataset import EpochSampler, TwoHandDataset
+from main.engine.batches import build_loader, loaded
 from tool.dev.benchmarks import training_set
 
 HELP = "samples per second of the loader, and where the time goes"

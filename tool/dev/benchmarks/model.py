@@ -26,14 +26,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from common.engine.build import configured_dataset, configured_hand_model, configured_model, trained_model
-from common.engine.checkpoint import load_trained
-from common.engine.launch import choose_devices
 from common.errors import UserError
 from common.nets.torchvision_import import import_torchvision
 from common.predict.fast import Autocast, accelerated, for_inference
 from data.augment import float_image
+from main.build import configured_dataset, configured_hand_model, configured_model, trained_model
 from main.config import changed_config, config_from_dict, load_config
+from main.engine.processes.launch import choose_devices
+from main.engine.run.snapshots import load_trained
 
 HELP = "forward pass beside a bare ResNet-50"
 

@@ -10,7 +10,6 @@ import time
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from common.engine.launch import choose_devices
 from common.errors import UserError
 from common.hands import Hand
 from common.mano.load import load_hand_model
@@ -18,6 +17,7 @@ from data.synthetic.batches import PoseBank, RenderedBatches, settled_bank
 from data.synthetic.on_disk.plan import Settings
 from data.synthetic.picture.render import STAGES, load_assets
 from data.synthetic.pose.body import hand_surface
+from main.engine.processes.launch import choose_devices
 
 _FEWEST_POSES = 4           # a set has three splits
 

@@ -26,14 +26,14 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-import common.engine.trainer as trainer_module
-from common.engine.launch import Process, choose_devices, launch
-from common.engine.trainer import Trainer
+import main.engine.trainer as trainer_module
 from common.errors import EXIT_OK, UserError
 from common.nets.torchvision_import import import_torchvision
 from common.predict.fast import accelerated
 from data.dataset import TwoHandDataset
 from main.config import Config
+from main.engine.processes.launch import Process, choose_devices, launch
+from main.engine.trainer import Trainer
 from tool.dev.benchmarks import training_set
 
 HELP = "images per second of training, beside a bare ResNet"

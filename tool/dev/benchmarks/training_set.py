@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from common.engine.build import configured_hand_model, training_dataset
 from data.dataset import TwoHandDataset
 from data.schema import Reader, Record
 from data.synthetic.on_disk.generate import generate
 from data.synthetic.on_disk.plan import Settings
+from main.build import configured_hand_model, training_dataset
 from main.config import Config, changed_config, load_config
 
 _FRAMES = 48

@@ -19,15 +19,17 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger(__name__)
-_PACKAGES = ("common", "data")      # whose messages are shown
+_PACKAGES = ("common", "data", "main")      # whose messages are shown
 
 
 class _ConsoleHandler(logging.Handler):
-    """Prints above a progress bar instead of through it, and at once: into a file Python would hold lines back."""
+    """Prints above a progress bar instead of through it, and at once: into a file Python would hold lines back. An
+    output that takes no more stops nothing."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record))
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):
+            tqdm.write(self.format(record))
+            sys.stdout.flush()
 
 
 class _FileHandler(logging.handlers.WatchedFileHandler):

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader
 
-from common.engine.seeding import use_one_thread
 from common.errors import EXIT_ENVIRONMENT, UserError
 from common.types import GroundTruthCamera, Sample, Stages, TwoHandBatch, map_tensors
 from data.augment import float_image
 from data.dataset import EpochSampler, TwoHandDataset
 from data.synthetic.batches import RenderedBatches
+from main.engine.processes.seeding import use_one_thread
 
 # How torch's messages begin when a loader process has died; the thread that pins memory dies of it too.
 _DEAD_LOADER = ("DataLoader worker (pid", "Pin memory thread exited")

@@ -2,12 +2,10 @@
 
 import logging
 from dataclasses import asdict, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from common.engine.checkpoint import load_trained, load_weights
 from common.errors import UserError
 from common.files import ROOT
 from common.losses import TwoHandLoss
@@ -20,7 +18,8 @@ from data.dataset import TwoHandDataset
 from data.schema import Reader
 from data.subset import EvenSubset, JoinedReader
 from data.synthetic.batches import RenderedBatches
-from main.config import Config, config_to_dict
+from main.config import Config
+from main.engine.run.snapshots import load_trained, load_weights
 
 log = logging.getLogger(__name__)
 
@@ -143,29 +142,3 @@ def _fresh_model(config: Config, hand_model: HandModel) -> LGNet:
     model = configured_model(replace(config, model=replace(config.model, pretrained="")), hand_model)
     backbone_log.disabled = False
     return model
-
-
-def changes(before: Config, after: Config) -> dict[str, str]:
-    """Keys whose values differ, each with `old → new`."""
-    old, new = _flat(config_to_dict(before)), _flat(config_to_dict(after))
-    return {key: f"{old[key]} → {new[key]}" for key in new if old[key] != new[key]}
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
-def refuse_changes(before: Config, after: Config, where: str) -> None:
-    """Raise UserError if `after` describes another model than `before`, that of the snapshot `where`."""
-    changed = [f"{key} {change}" for key, change in changes(before, after).items() if _shapes_model(key)]
-    if changed:
-        raise UserError(f"{where} fixes the model, but the configuration differs: {', '.join(changed)}.",
-                        "Leave these as they are, or train a new model.")
-
-
-def _shapes_model(key: str) -> bool:
-    is_model = key.startswith("model.") and key != "model.pretrained"
-    return is_model or key in ("hand_model.name", "data.depth_range")

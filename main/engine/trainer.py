@@ -15,19 +15,39 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from common.engine.bad_samples import BadSamples
-from common.engine.build import (
-    changes,
+from common.errors import EXIT_DIVERGED, EXIT_OK, UserError
+from common.files import ROOT, stored_sha256, write_atomically
+from common.mano.model import HandModel, check_same_model
+from common.predict.fast import accelerated
+from common.score.metrics import protocol_named
+from common.types import HandPrediction, Targets, TwoHandBatch
+from data.dataset import EpochSampler, TwoHandDataset, mean_joints
+from data.synthetic.batches import RenderedBatches
+from main.build import (
     configured_hand_model,
     configured_loss,
-    refuse_changes,
     rendered_batches,
     starting_model,
     trained_model,
     training_dataset,
     validation_dataset,
 )
-from common.engine.checkpoint import (
+from main.config import Config, TrainConfig, changes, config_from_dict, config_to_dict, refuse_changes
+from main.engine.bad_samples import BadSamples
+from main.engine.batches import (
+    RenderingLoader,
+    TrainingBatch,
+    build_loader,
+    dead_loaders_told,
+    predict,
+    training_batches,
+)
+from main.engine.evaluator import Evaluator
+from main.engine.processes.launch import Process
+from main.engine.processes.seeding import random_state, seed_everything, set_random_state
+from main.engine.processes.signals import StopRequest
+from main.engine.run.log import Recorder, start_log
+from main.engine.run.snapshots import (
     Snapshot,
     check_space,
     load_latest,
@@ -37,28 +57,6 @@ from common.engine.checkpoint import (
     snapshot_path,
     snapshots_in,
 )
-from common.engine.evaluator import Evaluator
-from common.engine.launch import Process
-from common.engine.loading import (
-    RenderingLoader,
-    TrainingBatch,
-    build_loader,
-    dead_loaders_told,
-    predict,
-    training_batches,
-)
-from common.engine.log import Recorder, start_log
-from common.engine.seeding import random_state, seed_everything, set_random_state
-from common.engine.signals import StopRequest
-from common.errors import EXIT_DIVERGED, EXIT_OK, UserError
-from common.files import ROOT, stored_sha256, write_atomically
-from common.mano.model import HandModel, check_same_model
-from common.predict.fast import accelerated
-from common.score.metrics import protocol_named
-from common.types import HandPrediction, Targets, TwoHandBatch
-from data.dataset import EpochSampler, TwoHandDataset, mean_joints
-from data.synthetic.batches import RenderedBatches
-from main.config import Config, TrainConfig, config_from_dict, config_to_dict
 
 log = logging.getLogger(__name__)
 # What decides which samples the validation has and what its score means.

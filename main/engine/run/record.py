@@ -17,14 +17,14 @@ from typing import Any
 import msgspec
 import torch
 
-from common.engine.launch import Process
-from common.engine.trainer import Trainer
 from common.errors import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_OK, UserError
 from common.files import ROOT, read_json, sha256_of, write_atomically
-from common.provenance import code_revision, differences, portable, portable_command, versions
 from data.schema import Reader
 from data.synthetic import SETTINGS_FILE
 from main.config import Config, DataConfig, config_to_dict
+from main.engine.processes.launch import Process
+from main.engine.run.provenance import code_revision, differences, portable, portable_command, versions
+from main.engine.trainer import Trainer
 
 log = logging.getLogger(__name__)
 RECORD_FILE = "run.jsonl"
@@ -33,16 +33,16 @@ _DAMAGED = "Every line that a run adds is one JSON object; put the file back as 
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start", tag_field="event"):
-    """What training started from. Paths are those of `common.provenance.portable`."""
+    """What training started from. Paths are those of `main.engine.run.provenance.portable`."""
 
     time: str                   # UTC, ISO 8601
     continues: bool             # --continue was given
     epoch: int                  # where it starts
     step: int
     folder: str                 # the working directory, and
-    command: list[str]          # what was typed there after `python`, by common.provenance.portable_command
+    command: list[str]          # what was typed there after `python`, by main.engine.run.provenance.portable_command
     config: dict[str, Any]
-    program: dict[str, Any]     # common.provenance.code_revision
+    program: dict[str, Any]     # main.engine.run.provenance.code_revision
     versions: dict[str, str | None]
     machine: dict[str, Any]     # describe_machine
     data: dict[str, Any]        # describe_data

@@ -30,7 +30,7 @@ class Snapshot:
 
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
-    random_states: list[dict[str, Any]]     # of each process, see common.engine.seeding
+    random_states: list[dict[str, Any]]     # of each process, see main.engine.processes.seeding
     step: int                               # optimiser steps done
     next_epoch: int                         # where training goes on
     next_sample: int                        # samples of that epoch already done, by all processes together

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from common.engine.launch import Process
 from common.errors import UserError
 from common.files import cannot_write, write_atomically
+from main.engine.processes.launch import Process
 
 log = logging.getLogger(__name__)
 _MAX_TEXT = 200     # of the holder's file, which anything may have been written to

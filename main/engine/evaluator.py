@@ -12,21 +12,21 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from common.engine.bad_samples import BadSamples
-from common.engine.build import configured_dataset, configured_hand_model, trained_model
-from common.engine.launch import Process
-from common.engine.loading import batches, build_loader, dead_loaders_told, predict
 from common.errors import EXIT_OK, EXIT_SOME_FAILED
 from common.files import finite_or_none, write_atomically, write_json
 from common.mano.model import check_same_model
 from common.predict.fast import for_inference
-from common.provenance import code_revision, portable, versions
 from common.score.metrics import PckOptions, PredictedHands, protocol_named, report_lines
 from common.score.tally import EVERY_PROTOCOL, Scorer, Tally
 from common.types import HandPrediction, Stages, TwoHandBatch, map_tensors
 from common.weights import Trained
 from data.dataset import EpochSampler, TwoHandDataset
+from main.build import configured_dataset, configured_hand_model, trained_model
 from main.config import Config, TestConfig
+from main.engine.bad_samples import BadSamples
+from main.engine.batches import batches, build_loader, dead_loaders_told, predict
+from main.engine.processes.launch import Process
+from main.engine.run.provenance import code_revision, portable, versions
 
 log = logging.getLogger(__name__)
 

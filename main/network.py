@@ -6,13 +6,13 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from common.engine.build import configured_hand_model, refuse_changes, trained_model
-from common.engine.checkpoint import load_trained
 from common.errors import UserError
 from common.mano.model import HandModel, check_same_model
 from common.predict.fast import for_inference
 from common.weights import Trained
-from main.config import Config, changed_config, config_from_dict
+from main.build import configured_hand_model, trained_model
+from main.config import Config, changed_config, config_from_dict, refuse_changes
+from main.engine.run.snapshots import load_trained
 
 
 class Network(NamedTuple):

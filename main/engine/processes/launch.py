@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from common.engine.lifeline import RERUN, Lifeline
 from common.errors import EXIT_ENVIRONMENT, UserError
+from main.engine.processes.lifeline import RERUN, Lifeline
 
 GPU_FORMS = "Write --gpu as 0, 0,2, 0-3 or cpu; left out, it takes every GPU."
 # How long a process waits for the others in a step. Longer than the main process takes alone for a snapshot on a slow

@@ -3,10 +3,10 @@
 import logging
 from collections import Counter
 
-from common.engine.launch import Process
 from common.errors import UserError
 from data.checks import Reason
 from data.schema import Reader
+from main.engine.processes.launch import Process
 
 log = logging.getLogger(__name__)
 MAX_NAMED = 10      # paths in an error message; the log names all
