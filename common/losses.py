@@ -6,6 +6,8 @@ a mask of 0 may hold anything, NaN too: they reach neither value nor gradient.
 Legend: B batch · 2 the hand axis · 21 joints · 778 vertices · F faces · S side of the crop in pixels.
 """
 
+from dataclasses import dataclass, fields
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +15,8 @@ from torch import Tensor, nn
 from common.geometry import HEATMAP_CELLS, crop_to_grid, inside_cells, joints_to_cells, project_weak
 from common.hands import NUM_VERTICES
 from common.types import HandPrediction, Stages, Targets
+
+AUXILIARY = ("joint_25d", "joint_projected", "relative", "pose", "shape")
 
 
 def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
@@ -36,34 +40,47 @@ def _spread(valid: Tensor, like: Tensor) -> Tensor:
     return valid.bool().reshape(*valid.shape, *(1,) * (like.dim() - valid.dim()))
 
 
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights. The first five are the paper's (eqs. 12–16), the rest supervise what its losses leave free."""
+
+    mesh: float = 1.0
+    joint: float = 1.0
+    normal: float = 1.0
+    edge: float = 1.0
+    laplacian: float = 50.0
+    aux_losses: bool = True                 # false switches every term below off
+    joint_25d: float = 1.0
+    joint_projected: float = 1.0
+    relative: float = 1.0
+    pose: float = 1.0
+    shape: float = 1.0
+
+
 class TwoHandLoss(nn.Module):
     """Weighted loss terms by name, and `total`, their sum.
 
-    faces: (2, F, 3).  input_size: S.  depth_range: as in `joints_to_cells`.  refine_stage: false when the rough mesh
-    is the result and so must not count twice.  The rest are the fields of `main.config.LossConfig`.
+    faces: (2, F, 3).  input_size: S.  depth_range: as in `joints_to_cells`.
 
     A term of weight 0 is still computed: under DistributedDataParallel every parameter has to receive a gradient, and
     camera and relative position are reached by the auxiliary terms alone.
     """
 
-    def __init__(self, faces: Tensor, *, input_size: int, depth_range: float, refine_stage: bool, mesh: float,
-                 joint: float, normal: float, edge: float, laplacian: float, aux_losses: bool, joint_25d: float,
-                 joint_projected: float, relative: float, pose: float, shape: float):
+    def __init__(self, config: LossConfig, faces: Tensor, *, input_size: int, depth_range: float):
         super().__init__()
-        self.input_size, self.depth_range, self.refine_stage = input_size, depth_range, refine_stage
-        on = float(aux_losses)
-        self.weights = {
-            "mesh": mesh, "joint": joint, "normal": normal, "edge": edge, "laplacian": laplacian,
-            "joint_25d": on * joint_25d, "joint_projected": on * joint_projected, "relative": on * relative,
-            "pose": on * pose, "shape": on * shape,
-        }
+        self.input_size, self.depth_range = input_size, depth_range
+        self.weights = {field.name: getattr(config, field.name) for field in fields(config)}
+        if not self.weights.pop("aux_losses"):
+            self.weights |= dict.fromkeys(AUXILIARY, 0.0)
         self.surface = SurfaceLoss(faces)
 
     def forward(self, stages: Stages, targets: Targets) -> dict[str, Tensor]:
-        """Every term is a scalar; lengths are metres before weighting, except where its function says otherwise."""
-        meshes = [stages.mesh, stages.final] if self.refine_stage else [stages.mesh]
+        """Every term is a scalar; lengths are metres before weighting, except where its function says otherwise. Stages
+        without 2.5D joints have no `joint_25d`."""
+        meshes = [stages.mesh] if stages.refined is None else [stages.mesh, stages.refined]
         with torch.autocast(targets.vertices.device.type, enabled=False):
-            terms = self._paper_terms(meshes, targets) | self._aux_terms(stages.joint.joints_cells, meshes, targets)
+            joint = {} if stages.joint is None else {"joint_25d": self._joint_25d(stages.joint.joints_cells, targets)}
+            terms = self._paper_terms(meshes, targets) | joint | self._aux_terms(meshes, targets)
             terms = {name: self.weights[name] * term for name, term in terms.items()}
             return terms | {"total": torch.stack(list(terms.values())).sum()}
 
@@ -78,10 +95,9 @@ class TwoHandLoss(nn.Module):
             "laplacian": surface[-1]["laplacian"],    # eq. 16 smooths the final mesh only
         }
 
-    def _aux_terms(self, joints_cells: Tensor, meshes: list[HandPrediction], targets: Targets) -> dict[str, Tensor]:
+    def _aux_terms(self, meshes: list[HandPrediction], targets: Targets) -> dict[str, Tensor]:
         params, camera, relative = meshes[0].mano, meshes[0].camera, meshes[0].relative
         return {
-            "joint_25d": self._joint_25d(joints_cells, targets),
             "joint_projected": _sum(self._joint_projected(mesh.joints, camera, targets) for mesh in meshes),
             "relative": masked_l1(relative, targets.relative, targets.relative_valid),
             "pose": masked_l1(params.rotations, targets.mano.rotations, targets.mano_valid),    # matrix entries

@@ -61,13 +61,6 @@ class TwoHandBatch(NamedTuple):
     fault: Tensor
 
 
-class GroundTruthCamera(NamedTuple):
-    """Where the hands really are: only for the ablation that samples refine features with the true camera."""
-
-    camera_crop: Tensor     # (B, 3, 3)        as in TwoHandBatch
-    wrist: Tensor           # (B, 2, 3)        as in Targets
-
-
 class JointPrediction(NamedTuple):
     """Joint stage: 2.5D joints and their features."""
 
@@ -81,20 +74,27 @@ class HandPrediction(NamedTuple):
     vertices: Tensor        # (B, 2, 778, 3)   relative to the own wrist
     joints: Tensor          # (B, 2, 21, 3)    relative to the own wrist: G·vertices
     relative: Tensor        # (B, 3)           left wrist − right wrist
-    mano: ManoParams        # of the rough mesh
+    mano: ManoParams        # of the coarse mesh
     camera: Tensor          # (B, 2, 3)        weak perspective s, tx, ty: see common.geometry.project_weak
 
 
 class Stages(NamedTuple):
-    """Everything LGNet predicts."""
+    """Everything a network predicts, coarse to fine. A network without one of the stages leaves it None."""
 
-    joint: JointPrediction
-    mesh: HandPrediction    # M_r, the rough mesh
-    final: HandPrediction   # M_f = M_r + ΔM
+    mesh: HandPrediction                    # M_r, the coarse mesh
+    refined: HandPrediction | None = None   # M_f = M_r + ΔM
+    joint: JointPrediction | None = None
+
+    @property
+    def final(self) -> HandPrediction:
+        """The result: the last mesh there is."""
+        return self.mesh if self.refined is None else self.refined
 
 
 def map_tensors(function: Callable[..., Tensor], *trees: Tree) -> Tree:
-    """`function` of the tensors that stand in the same place of nested NamedTuples."""
+    """`function` of the tensors that stand in the same place of nested NamedTuples; None stays None."""
+    if trees[0] is None:
+        return None
     if isinstance(trees[0], Tensor):
         return function(*trees)
     return type(trees[0])(*(map_tensors(function, *parts) for parts in zip(*trees, strict=True)))

@@ -28,14 +28,15 @@ from data.schema import Record
 
 
 @dataclass(frozen=True)
-class AugmentRanges:
-    """How far `draw_view` goes; main.config.AugmentConfig says where the numbers come from."""
+class AugmentConfig:
+    """How far `draw_view` goes. The ranges are those of EANet, the code LGNet descends from; the paper names the kinds
+    only."""
 
-    scale: float
-    rotation: float
-    rotation_probability: float
-    flip_probability: float
-    color: float
+    scale: float = 0.25                     # side of the box × (1 + scale·clip(N(0, 1), ±1))
+    rotation: float = 30.0                  # degrees × clip(N(0, 1), ±2)
+    rotation_probability: float = 0.6
+    flip_probability: float = 0.5
+    color: float = 0.2                      # each channel × U(1 − color, 1 + color)
 
 
 class View(NamedTuple):
@@ -47,7 +48,7 @@ class View(NamedTuple):
     color: tuple[float, float, float] = (1.0, 1.0, 1.0)     # gain of red, green, blue
 
 
-def draw_view(ranges: AugmentRanges, rng: np.random.Generator) -> View:
+def draw_view(ranges: AugmentConfig, rng: np.random.Generator) -> View:
     """A random view. Every draw is made every time, so that no range changes what another one draws."""
     scale, rotation = np.clip(rng.standard_normal(2), (-1, -2), (1, 2))
     turns, flips = rng.random(2) < (ranges.rotation_probability, ranges.flip_probability)

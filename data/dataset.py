@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Sampler
 from common.errors import UserError
 from common.hands import NUM_JOINTS, WRIST
 from common.types import Sample
-from data.augment import AugmentRanges, View, draw_view, empty_sample, make_sample
+from data.augment import AugmentConfig, View, draw_view, empty_sample, make_sample
 from data.checks import BadSample, Reason, check_record
 from data.images import is_black, read_rgb
 from data.schema import Reader, Record
@@ -28,7 +28,7 @@ class TwoHandDataset(Dataset):
     augment: None for evaluation; then the epoch and the seed change nothing.
     """
 
-    def __init__(self, reader: Reader, *, size: int, box_ratio: float, augment: AugmentRanges | None = None,
+    def __init__(self, reader: Reader, *, size: int, box_ratio: float, augment: AugmentConfig | None = None,
                  seed: int = 0):
         self.reader, self.size, self.box_ratio = reader, size, box_ratio
         self.augment, self.seed = augment, seed

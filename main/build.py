@@ -1,46 +1,66 @@
-"""From a configuration to the parts that training, testing and the demo share."""
+"""From the sections of a configuration to the parts that they describe."""
 
 import logging
-from dataclasses import asdict, replace
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.errors import UserError
 from common.files import ROOT
 from common.losses import TwoHandLoss
 from common.mano.load import load_hand_model
-from common.mano.model import HandModel
-from common.nets.lgnet import LGNet, build_lgnet
+from common.mano.model import HandModel, check_same_model
+from common.nets.pretrained import load_pretrained
+from common.nets.zoo import ModelConfig, build_model
+from common.predict.fast import for_inference
+from common.score.metrics import protocol_named
+from common.weights import Trained
 from data import build_reader
-from data.augment import AugmentRanges
 from data.dataset import TwoHandDataset
 from data.schema import Reader
 from data.subset import EvenSubset, JoinedReader
 from data.synthetic.batches import RenderedBatches
-from main.config import Config
+from main.config import Config, HandModelConfig
+from main.engine.batches import RenderedSamples, SamplesOnDisk, TrainingSamples, predict
+from main.engine.evaluator import Evaluator
+from main.engine.processes.launch import Process
 from main.engine.run.snapshots import load_trained, load_weights
+from main.engine.trainer import Validation
 
 log = logging.getLogger(__name__)
 
 
-def configured_hand_model(config: Config) -> HandModel:
+def build_hand_model(config: HandModelConfig) -> HandModel:
     """The hand model that the configuration names."""
-    return load_hand_model(config.hand_model.name, config.hand_model.path)
+    return load_hand_model(config.name, config.path)
 
 
-def configured_dataset(config: Config, hand_model: HandModel, name: str, split: str, *,
-                       augmented: bool) -> TwoHandDataset:
-    """One split of the dataset `name`; UserError if it was made with another hand model."""
-    return _dataset(config, _reader(config, hand_model, name, split, config.data.root), augmented=augmented)
+def build_loss(config: Config, hand_model: HandModel) -> TwoHandLoss:
+    """The training loss with the configured weights."""
+    return TwoHandLoss(config.loss, hand_model.faces, input_size=config.model.input_size,
+                       depth_range=config.model.depth_range)
 
 
-def training_dataset(config: Config, hand_model: HandModel) -> TwoHandDataset:
-    """What is trained on, augmented: the split `data.train_split` of all folders of the trainset."""
-    return _dataset(config, training_reader(config, hand_model), augmented=True)
+# ---------------------------------------------------------------- data
+
+def build_dataset(config: Config, hand_model: HandModel, name: str, split: str) -> TwoHandDataset:
+    """One split of the dataset `name`, not augmented; UserError if it was made with another hand model."""
+    return _dataset(config, _reader(config, hand_model, name, split, config.data.root), augmented=False)
 
 
-def training_reader(config: Config, hand_model: HandModel) -> Reader:
+def build_training_samples(config: Config, hand_model: HandModel, device: torch.device) -> TrainingSamples:
+    """What is trained on: the split `data.train_split` of all folders of the trainset, from files or drawn anew."""
+    data, reader = config.data, build_training_reader(config, hand_model)
+    dataset = _dataset(config, reader, augmented=True)
+    if not data.render_anew:
+        return SamplesOnDisk(dataset, workers=data.workers, max_bad_fraction=data.max_bad_fraction)
+    return RenderedSamples(reader, RenderedBatches.of_set(
+        reader, ROOT / data.root, data.train_split, size=config.model.input_size, box_ratio=data.box_ratio,
+        seed=config.train.seed, device=device))
+
+
+def build_training_reader(config: Config, hand_model: HandModel) -> Reader:
     """The split `data.train_split` of all folders of the trainset."""
     data = config.data
     readers = [_reader(config, hand_model, data.trainset, data.train_split, root)
@@ -55,65 +75,69 @@ def _reader(config: Config, hand_model: HandModel, name: str, split: str, root: 
 
 
 def _dataset(config: Config, reader: Reader, *, augmented: bool) -> TwoHandDataset:
-    data = config.data
     log.info(reader.summary)
-    augment = AugmentRanges(**asdict(data.augment)) if augmented else None
-    return TwoHandDataset(reader, size=config.model.input_size, box_ratio=data.box_ratio, augment=augment,
-                          seed=config.train.seed)
+    return TwoHandDataset(reader, size=config.model.input_size, box_ratio=config.data.box_ratio,
+                          augment=config.data.augment if augmented else None, seed=config.train.seed)
 
 
-def rendered_batches(config: Config, dataset: TwoHandDataset, device: torch.device) -> RenderedBatches | None:
-    """What draws the training samples anew on the device; None if training reads the dataset's files."""
-    data = config.data
-    if not data.render_anew:
+# ---------------------------------------------------------------- evaluation
+
+def build_validation(config: Config, hand_model: HandModel, process: Process) -> Validation | None:
+    """What scores a model in training: at most `data.val_samples` of the split `data.val_split`. None if training goes
+    without."""
+    if not config.train.validate_every:
         return None
-    return RenderedBatches.of_set(dataset.reader, ROOT / data.root, data.train_split, size=config.model.input_size,
-                                  box_ratio=data.box_ratio, seed=config.train.seed, device=device)
-
-
-def validation_dataset(config: Config, hand_model: HandModel) -> TwoHandDataset:
-    """What training is scored on as it goes: at most `data.val_samples` of the split `data.val_split`."""
+    protocol_named(config.test.protocol)    # a mistake in it is told now and not after the first epoch
     try:
-        dataset = configured_dataset(config, hand_model, config.data.trainset, config.data.val_split, augmented=False)
+        dataset = build_dataset(config, hand_model, config.data.trainset, config.data.val_split)
     except UserError as error:
         raise UserError(f"There is nothing to validate on. {error.message}",
                         "Choose another split with --set data.val_split=NAME, or switch validation off with --set "
                         "train.validate_every=0.", error.exit_code) from None
     dataset.reader = EvenSubset(dataset.reader, config.data.val_samples)
-    return dataset
+    return lambda model, mean_joints: Evaluator(partial(predict, model), dataset, mean_joints, settings=config.test,
+                                                workers=config.data.workers, process=process)
 
 
-def configured_loss(config: Config, hand_model: HandModel) -> TwoHandLoss:
-    """The training loss with the configured weights."""
-    return TwoHandLoss(hand_model.faces, input_size=config.model.input_size, depth_range=config.data.depth_range,
-                       refine_stage=config.model.refine_stage, **asdict(config.loss))
+def build_inference_model(config: Config, hand_model: HandModel, trained: Trained, where: str,
+                          device: torch.device) -> nn.Module:
+    """The trained network of the file `where`, prepared for prediction as the section `test` says."""
+    check_same_model(hand_model.identity, trained.hand_model, where)
+    model = build_trained_model(config.model, hand_model, trained.model, where).to(device)
+    return for_inference(model, hand_model, precision=config.test.precision, compile_mode=config.test.compile,
+                         channels_last=config.test.channels_last, flip_test=config.test.flip_test)
 
 
-def configured_model(config: Config, hand_model: HandModel) -> LGNet:
-    """The model (`common.nets.lgnet.LGNet`) before training."""
-    pretrained = config.model.pretrained
-    if pretrained not in ("", "imagenet"):
-        pretrained = str(ROOT / pretrained)
-    return build_lgnet(hand_model, depth_range=config.data.depth_range,
-                       **asdict(replace(config.model, pretrained=pretrained)))
+# ---------------------------------------------------------------- weights
 
-
-def trained_model(config: Config, hand_model: HandModel, weights: dict[str, Tensor], where: str) -> LGNet:
-    """The model with the weights of a snapshot; UserError if they do not fit."""
-    model = _fresh_model(config, hand_model)
+def build_trained_model(config: ModelConfig, hand_model: HandModel, weights: dict[str, Tensor], where: str
+                        ) -> nn.Module:
+    """The model with the weights of the file `where`; UserError if they do not fit."""
+    model = build_model(config, hand_model)
     load_weights(model, weights, where)
     return model
 
 
-def starting_model(config: Config, hand_model: HandModel) -> LGNet:
-    """The model at the beginning of training: `configured_model`, or with the weights of `train.start_from`. Parts that
-    the file lacks, such as the refine stage of a model trained without it, are new; parts that only the file has are
-    left out."""
-    if not config.train.start_from:
-        return configured_model(config, hand_model)
-    path = ROOT / config.train.start_from
+def load_initial_weights(model: nn.Module, config: Config, hand_model: HandModel) -> None:
+    """Give a new run's model the weights that it starts from: `train.start_from`, or `model.pretrained` for its
+    backbone; without either they stay random."""
+    if config.train.start_from:
+        _start_from(model, config.train.start_from, hand_model)
+    elif not config.model.pretrained:
+        log.info("%s starts from random weights.", config.model.name)
+    else:
+        backbone, pretrained = getattr(model, "backbone", None), config.model.pretrained
+        if backbone is None:
+            raise UserError(f"model.pretrained is '{pretrained}', but {config.model.name} has no backbone to fill.",
+                            "Leave it empty.")
+        load_pretrained(backbone, pretrained if pretrained == "imagenet" else str(ROOT / pretrained))
+
+
+def _start_from(model: nn.Module, start_from: str, hand_model: HandModel) -> None:
+    """Parts that the file lacks, such as the refine stage of a model trained without it, stay as they are; parts that
+    only the file has are left out."""
+    path = ROOT / start_from
     trained = load_trained(path)
-    model = _fresh_model(config, hand_model)
     own, given = _parts(model.state_dict()), _parts(trained.model)
     new = {name: value for name, value in model.state_dict().items() if _part(name) not in given}
     kept = {name: value for name, value in trained.model.items() if _part(name) in own}
@@ -123,7 +147,6 @@ def starting_model(config: Config, hand_model: HandModel) -> LGNet:
     log.info("Starts from %s%s.", path, "".join(changed))
     if trained.hand_model != hand_model.identity:
         log.warning("%s was trained with another hand model, %s.", path, trained.hand_model["name"])
-    return model
 
 
 def _parts(weights: dict[str, Tensor]) -> set[str]:
@@ -133,12 +156,3 @@ def _parts(weights: dict[str, Tensor]) -> set[str]:
 def _part(name: str) -> str:
     """The part of the model that a weight belongs to."""
     return name.partition(".")[0]
-
-
-def _fresh_model(config: Config, hand_model: HandModel) -> LGNet:
-    """The model whose weights will be replaced: none are fetched, and nothing is said about what it starts from."""
-    backbone_log = logging.getLogger("common.nets.resnet")
-    backbone_log.disabled = True
-    model = configured_model(replace(config, model=replace(config.model, pretrained="")), hand_model)
-    backbone_log.disabled = False
-    return model

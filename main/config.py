@@ -17,6 +17,9 @@ from typing import Any, Literal
 import yaml
 
 from common.errors import UserError
+from common.losses import LossConfig
+from common.nets.zoo import ModelConfig, fixes, upgraded
+from data.augment import AugmentConfig
 
 CONFIG_DIR = Path(__file__).parent / "configs"
 CompileMode = Literal["", "default", "reduce-overhead", "max-autotune"]
@@ -24,35 +27,23 @@ CompileMode = Literal["", "default", "reduce-overhead", "max-autotune"]
 
 @dataclass(frozen=True)
 class HandModelConfig:
-    name: Literal["builtin", "mano"] = "builtin"
+    name: Literal["builtin", "mano"] = fixes("model", "builtin")
     path: str = ""                          # folder with MANO_RIGHT and MANO_LEFT; unused by the built-in hand
-
-
-@dataclass(frozen=True)
-class AugmentConfig:
-    """Ranges of EANet, the code LGNet descends from; the paper names the kinds only."""
-
-    scale: float = 0.25                     # side of the box × (1 + scale·clip(N(0, 1), ±1))
-    rotation: float = 30.0                  # degrees × clip(N(0, 1), ±2)
-    rotation_probability: float = 0.6
-    flip_probability: float = 0.5
-    color: float = 0.2                      # each channel × U(1 − color, 1 + color)
 
 
 @dataclass(frozen=True)
 class DataConfig:
     root: str = "data/InterHand26M/data"    # relative to the repository, or absolute
     more_roots: tuple[str, ...] = ()        # other folders of the trainset, trained on beside root
-    trainset: str = "InterHand26M"          # a name in data.READERS
+    trainset: str = fixes("score", "InterHand26M")          # a name in data.READERS
     testset: str = "InterHand26M"
     train_split: str = "train"
-    val_split: str = "val"                  # of the trainset; watched in training: see train.validate_every
-    val_samples: int = 1000                 # of it at most, spread evenly
+    val_split: str = fixes("score", "val")  # of the trainset; watched in training: see train.validate_every
+    val_samples: int = fixes("score", 1000)  # of it at most, spread evenly
     test_split: str = "test"
-    filter: Literal["ih_hm", "human", "all"] = "ih_hm"      # see data.schema.Filter
-    box_source: Literal["vertices", "joints", "json"] = "vertices"
+    filter: Literal["ih_hm", "human", "all"] = fixes("score", "ih_hm")      # see data.schema.Filter
+    box_source: Literal["vertices", "joints", "json"] = fixes("score", "vertices")
     box_ratio: float = 0.8                  # the hands fill this share of the crop
-    depth_range: float = 0.4                # metres covered by the 8 depth cells of the 2.5D joints
     render_anew: bool = False               # a rendered trainset only: draw its hands anew on the training device, in
                                             # every epoch with another camera, person and place, and no augmentation
     workers: int = 4                        # loader processes for each training process
@@ -68,48 +59,6 @@ class DataConfig:
         if self.render_anew and self.more_roots:
             raise UserError("data.render_anew=true draws the hands of one set, but data.more_roots names others.",
                             "Leave one of them out.")
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Keywords of `common.nets.lgnet.build_lgnet`; the paper's ablations are switches here."""
-
-    backbone: Literal["resnet18", "resnet34", "resnet50"] = "resnet50"
-    pretrained: str = ""                    # "" scratch, "imagenet" torchvision's download, or a file,
-                                            # relative to the repository or absolute
-    input_size: int = 256
-    channels: int = 512                     # c of the paper; 256 in LGNet-Light
-    normalize_input: bool = True            # ImageNet mean and std, inside the model
-    joint_stage: bool = True                # false: joints straight from GAP(F)
-    mesh_stage: bool = True                 # false: parameters by fully connected layers
-    refine_stage: bool = True               # false: the rough mesh is the result
-    separate_hands: bool = True             # false: one shared feature instead of F_R and F_L
-    lgblock: bool = True                    # false: F* = F_h
-    local_unit: bool = True
-    global_unit: bool = True
-    local_graph: Literal["grid8", "mesh63", "none"] = "grid8"
-    graph_conv: Literal["gin", "cheb"] = "gin"
-    lgfa: Literal["paper", "prenorm"] = "paper"
-    lgfa_depth: int = 1                     # attention layers in each LGFA step; prenorm only
-    refine_shared: bool = True              # one refine net, the left hand mirrored in and out
-    refine_camera: Literal["predicted", "ground_truth"] = "predicted"
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """Weights. The first five are the paper's (eqs. 12–16), the rest supervise what its losses leave free."""
-
-    mesh: float = 1.0
-    joint: float = 1.0
-    normal: float = 1.0
-    edge: float = 1.0
-    laplacian: float = 50.0
-    aux_losses: bool = True                 # false switches every term below off
-    joint_25d: float = 1.0
-    joint_projected: float = 1.0
-    relative: float = 1.0
-    pose: float = 1.0
-    shape: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -153,7 +102,7 @@ class TestConfig:
     compile: CompileMode = ""
     channels_last: bool = False
     flip_test: bool = False                 # predict the mirrored picture too, and average; see common.predict.flip
-    protocol: str = "lgnet"                 # whose numbers are printed and drawn; see common.score.metrics.PROTOCOLS
+    protocol: str = fixes("score", "lgnet")  # whose numbers are printed and drawn; see common.score.metrics.PROTOCOLS
     pck_exclude_root: bool = False          # leave the aligned joint out of PCK and AUC
     pck_strict: bool = False                # PCK counts errors below the threshold, not those equal to it
     bins: tuple[float, ...] = ()            # edges for the asymmetry; empty: six bins with equally many samples
@@ -183,7 +132,7 @@ def load_config(path: str | Path = "lgnet.yaml", overrides: list[str] | None = N
     values = _read_yaml(_find(Path(path)))
     for override in overrides or []:
         _apply_override(values, override)
-    return config_from_dict(values)
+    return _build(Config, values, prefix="")
 
 
 def changed_config(config: Config, overrides: list[str]) -> Config:
@@ -191,7 +140,7 @@ def changed_config(config: Config, overrides: list[str]) -> Config:
     values = config_to_dict(config)
     for override in overrides:
         _apply_override(values, override)
-    return config_from_dict(values)
+    return _build(Config, values, prefix="")
 
 
 def mano_overrides(folder: str | None) -> list[str]:
@@ -203,8 +152,9 @@ def mano_overrides(folder: str | None) -> list[str]:
 
 
 def config_from_dict(values: dict[str, Any]) -> Config:
-    """A Config from plain nested values, as stored in a checkpoint."""
-    return _build(Config, values, prefix="")
+    """A Config from plain nested values, as stored in a snapshot or file of weights, of this version or an earlier
+    one."""
+    return _build(Config, upgraded(values), prefix="")
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
@@ -218,24 +168,29 @@ def changes(before: Config, after: Config) -> dict[str, str]:
     return {key: f"{old[key]} → {new[key]}" for key in new if old[key] != new[key]}
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+def keys_fixing(what: str, kind: type = Config, prefix: str = "") -> set[str]:
+    """The keys marked `fixes(what, …)` where they are defined."""
+    found = {f"{prefix}{key.name}" for key in dataclasses.fields(kind) if key.metadata.get("fixes") == what}
+    for name, hint in typing.get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint):
+            found |= keys_fixing(what, hint, f"{prefix}{name}.")
+    return found
 
 
 def refuse_changes(before: Config, after: Config, where: str) -> None:
     """Raise UserError if `after` describes another model than `before`, that of the snapshot `where`."""
-    changed = [f"{key} {change}" for key, change in changes(before, after).items() if _shapes_model(key)]
+    fixed = keys_fixing("model")
+    changed = [f"{key} {change}" for key, change in changes(before, after).items() if key in fixed]
     if changed:
         raise UserError(f"{where} fixes the model, but the configuration differs: {', '.join(changed)}.",
                         "Leave these as they are, or train a new model.")
 
 
-def _shapes_model(key: str) -> bool:
-    is_model = key.startswith("model.") and key != "model.pretrained"
-    return is_model or key in ("hand_model.name", "data.depth_range")
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _find(path: Path) -> Path:

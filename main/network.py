@@ -6,11 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from common.errors import UserError
-from common.mano.model import HandModel, check_same_model
-from common.predict.fast import for_inference
+from common.mano.model import HandModel
 from common.weights import Trained
-from main.build import configured_hand_model, trained_model
+from main.build import build_hand_model, build_inference_model
 from main.config import Config, changed_config, config_from_dict, refuse_changes
 from main.engine.run.snapshots import load_trained
 
@@ -33,10 +31,5 @@ def load_network(path: Path, overrides: list[str], device: torch.device) -> Netw
     stored = config_from_dict(trained.config)
     config = changed_config(stored, overrides)
     refuse_changes(stored, config, str(path))
-    if config.model.refine_camera == "ground_truth":
-        raise UserError(f"{path} is an ablation that needs the true camera (model.refine_camera is ground_truth).",
-                        "Photographs have none: use another snapshot.")
-    hand_model = configured_hand_model(config)
-    check_same_model(hand_model.identity, trained.hand_model, str(path))
-    model = trained_model(config, hand_model, trained.model, str(path)).to(device)
-    return Network(for_inference(model, flip_test=config.test.flip_test), hand_model, config, trained)
+    hand_model = build_hand_model(config.hand_model)
+    return Network(build_inference_model(config, hand_model, trained, str(path), device), hand_model, config, trained)

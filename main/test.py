@@ -14,7 +14,9 @@ from common.errors import EXIT_OK, run_entry_point
 from common.exchange.predictions import Origin, PredictionWriter, join_parts
 from common.files import ROOT
 from common.score.plots import write_curves
+from main.build import build_dataset, build_hand_model, build_inference_model
 from main.config import changed_config, config_from_dict, config_to_dict, mano_overrides, refuse_changes
+from main.engine.batches import predict
 from main.engine.evaluator import Evaluator, report, samples_sha256, write_samples
 from main.engine.processes.launch import GPU_FORMS, Process, launch
 from main.engine.run.lock import run_lock
@@ -42,8 +44,12 @@ def score(output: Path, which: int | Path, overrides: list[str], dump: Path | No
     config = changed_config(stored, overrides)
     refuse_changes(stored, config, str(path))
 
+    hand_model = build_hand_model(config.hand_model)
+    model = build_inference_model(config, hand_model, trained, str(path), process.device)
+    dataset = build_dataset(config, hand_model, config.data.testset, config.data.test_split)
     writer = PredictionWriter(predictions, process.rank) if predictions else None
-    evaluator = Evaluator.build(config, trained, str(path), process, save=writer and writer.add)
+    evaluator = Evaluator(partial(predict, model), dataset, trained.mean_joints, settings=config.test,
+                          workers=config.data.workers, process=process, save=writer and writer.add)
     tally = evaluator.run()
     if writer:
         writer.close()

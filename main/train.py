@@ -6,18 +6,29 @@ import argparse
 from functools import partial
 
 from common.errors import run_entry_point
-from common.files import ROOT
+from common.nets.zoo import build_model
+from main.build import build_hand_model, build_loss, build_training_samples, build_validation, load_initial_weights
 from main.config import Config, load_config, mano_overrides
 from main.engine.processes.launch import GPU_FORMS, Process, launch
-from main.engine.run.lock import run_lock
+from main.engine.processes.seeding import seed_everything
+from main.engine.progress import Outcome
+from main.engine.run.folder import RunFolder
 from main.engine.run.record import fit_recorded
 from main.engine.trainer import Trainer
 
 
-def train(config: Config, resume: bool, process: Process) -> int:
-    with run_lock(ROOT / config.output / "train.lock", process,
-                  "Wait for that run to end, or give this one a folder of its own with --set output=FOLDER."):
-        return fit_recorded(Trainer.build(config, process, resume=resume), config, resume=resume)
+def train(config: Config, resume: bool, process: Process) -> Outcome:
+    """Train the configured network; `resume` goes on from the last snapshot."""
+    hand_model = build_hand_model(config.hand_model)
+    with RunFolder(config, hand_model, process, resume=resume) as run:      # lock, log, snapshots
+        seed_everything(config.train.seed, process.rank)
+        samples = build_training_samples(config, hand_model, process.device)
+        model = build_model(config.model, hand_model)
+        if not resume:
+            load_initial_weights(model, config, hand_model)
+        loss = build_loss(config, hand_model)
+        validation = build_validation(config, hand_model, process)
+        return fit_recorded(Trainer(model, loss, samples, config.train, run, validation))
 
 
 def main() -> int:

@@ -80,7 +80,7 @@ def config_file(hand_model, tmp_path_factory) -> Path:
     write_interhand(folder / "data", hand_model, "test", seed=1)
     write_interhand(folder / "data", hand_model, "val", seed=2)
     config = {
-        "model": {"backbone": "resnet18", "input_size": 64, "channels": 32, "lgfa": "prenorm"},
+        "model": {"backbone": "resnet18", "input_size": 64, "channels": 32, "variants": ["lgfa_prenorm"]},
         "train": {"epochs": 2, "batch_size": 3, "lr": 5e-4, "log_every": 1},
         "data": {"root": str(folder / "data"), "workers": 0, "val_samples": 4},
     }

@@ -39,11 +39,11 @@ def test_every_row_differs_from_the_full_model_in_one_key_of_model_or_loss(row, 
 
 def test_seeds_and_options_reach_every_row(tmp_path):
     config = run_of(tmp_path, "wo_lgblock", seed=3, overrides=["train.epochs=2"]).config
-    assert (config.train.seed, config.train.epochs, config.model.lgblock) == (3, 2, False)
+    assert (config.train.seed, config.train.epochs, config.model.variants) == (3, 2, ("lgfa_prenorm", "wo_lgblock"))
     assert config.output == str(tmp_path / "wo_lgblock" / "seed_3") and config.data.root == str(tmp_path / "data")
 
 
-@pytest.mark.parametrize(("row", "said"), [("wo_everything", "The rows are: full, lgfa_paper,"),
+@pytest.mark.parametrize(("row", "said"), [("wo_everything", "The rows are: full, lgfa_paper, wo_"),
                                            ("lgfa_prenorm", "is the full model under")])
 def test_rows_that_do_not_exist_or_change_nothing_are_refused(row, said, tmp_path):
     with pytest.raises(UserError, match=said):

@@ -14,10 +14,10 @@ from scipy.spatial.transform import Rotation
 from common.geometry import crop_affine, project, square_box
 from common.hands import WRIST, Hand, joint_regressor
 from common.mano.model import HandModel, ManoLayer
-from data.augment import AugmentRanges, View, draw_view, float_image, make_sample, mirror_record, rotate_record
+from data.augment import AugmentConfig, View, draw_view, float_image, make_sample, mirror_record, rotate_record
 from data.schema import Record
 
-RANGES = AugmentRanges(scale=0.25, rotation=30, rotation_probability=0.6, flip_probability=0.5, color=0.2)
+RANGES = AugmentConfig(scale=0.25, rotation=30, rotation_probability=0.6, flip_probability=0.5, color=0.2)
 WIDTH, HEIGHT = 334, 512
 CAMERA = np.array([[1267.0, 0, 139.4], [0, 1263, 262.9], [0, 0, 1]])    # principal point far from the centre
 GREY = np.full((HEIGHT, WIDTH, 3), 128, dtype=np.uint8)
@@ -262,12 +262,12 @@ def test_draws_stay_in_their_ranges_and_use_them():
 
 
 def test_switching_one_range_off_leaves_the_other_draws_alone():
-    still = AugmentRanges(scale=0.25, rotation=0, rotation_probability=0, flip_probability=0.5, color=0.2)
+    still = AugmentConfig(scale=0.25, rotation=0, rotation_probability=0, flip_probability=0.5, color=0.2)
     for seed in range(20):
         view, turned = (draw_view(ranges, np.random.default_rng(seed)) for ranges in (still, RANGES))
         assert view == turned._replace(rotation_deg=0.0)
 
 
 def test_no_ranges_draw_the_plain_view():
-    off = AugmentRanges(scale=0, rotation=0, rotation_probability=0, flip_probability=0, color=0)
+    off = AugmentConfig(scale=0, rotation=0, rotation_probability=0, flip_probability=0, color=0)
     assert draw_view(off, np.random.default_rng(0)) == View()

@@ -3,7 +3,6 @@
 import io
 import os
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,21 +16,21 @@ from tiny_lgnet import SIZE as LGNET_SIZE
 from tiny_lgnet import tiny_lgnet
 from torch import Tensor
 from torch.utils.data import default_collate
-from toy_training import CPU, SIZE, ToyHands, toy_dataset, toy_loss, toy_trainer
+from toy_training import CPU, SIZE, ToyHands, resumed, stop_after, toy_dataset, toy_loss, toy_trainer
 
 import main.engine.bad_samples as bad_samples_module
 from common.errors import UserError
 from common.geometry import project
 from common.types import Sample, TwoHandBatch, map_tensors
-from data.augment import AugmentRanges, empty_sample
+from data.augment import AugmentConfig, empty_sample
 from data.checks import Reason
 from data.dataset import EpochSampler, TwoHandDataset
 from data.schema import Record
 from main.config import DataConfig
 from main.engine.bad_samples import BadSamples
-from main.engine.batches import TrainingBatch, batches, build_loader, on_device, predict, training_batches
+from main.engine.batches import Batches, SamplesOnDisk, TrainingBatch, batches, build_loader, on_device, predict
 from main.engine.processes.launch import Process
-from main.engine.run.snapshots import load_latest, load_weights, snapshots_in
+from main.engine.run.snapshots import load_latest, snapshots_in
 from main.engine.trainer import Trainer
 
 BAD = 3     # which of the toy set's six samples is spoiled
@@ -67,9 +66,12 @@ def load(dataset: TwoHandDataset, indices: list[int], workers: int = 0) -> Train
         def __iter__(self):
             return iter([(5, index) for index in indices])
 
-    loader = build_loader(dataset, Chosen(len(indices)), batch_size=len(indices), workers=workers, device=CPU.device,
-                          drop_last=False)
-    return next(iter(training_batches(loader, CPU.device)))
+    return next(iter(batches_of(dataset, Chosen(len(indices)), len(indices), workers)))
+
+
+def batches_of(dataset: TwoHandDataset, sampler: EpochSampler, batch_size: int, workers: int = 0) -> Batches:
+    samples = SamplesOnDisk(dataset, workers=workers, max_bad_fraction=1.0)
+    return samples.batches(sampler, batch_size=batch_size, device=CPU.device, drop_last=False)
 
 
 # ---------------------------------------------------------------- the sample
@@ -112,7 +114,7 @@ def test_reading_changes_nothing(hand_model, tmp_path):
     picture().save(tmp_path / "a.png")
     record = make_record(hand_model)._replace(image_path=tmp_path / "a.png")
     before = [array.copy() for array in record[2:]]
-    ranges = AugmentRanges(scale=0.2, rotation=30, rotation_probability=1, flip_probability=1, color=0.2)
+    ranges = AugmentConfig(scale=0.2, rotation=30, rotation_probability=1, flip_probability=1, color=0.2)
     dataset = TwoHandDataset(ManyFrames([record]), size=SIZE, box_ratio=0.8, augment=ranges)
     first, second = dataset[7, 0], dataset[7, 0]
     assert all(torch.equal(a, b) for a, b in zip(leaves(first), leaves(second), strict=True))
@@ -166,14 +168,13 @@ def test_masks_alone_would_not_be_enough(spoil, hand_model):
     ([0], [0], True),
 ])
 def test_a_batch_is_blank_when_fewer_than_two_samples_are_usable(spoil, indices, spoiled, blank):
-    batch, faults, is_blank, _ = load(spoil(*spoiled), indices)
+    batch, faults, is_blank = load(spoil(*spoiled), indices)
     assert (is_blank, set(faults)) == (blank, set(spoiled))
     assert set(batch.index.tolist()) == set(spoiled if blank else set(indices) - set(spoiled))
 
 
-@pytest.mark.parametrize("camera", ["predicted", "ground_truth"])
-def test_a_blank_batch_moves_nothing_in_lgnet(hand_model, camera: str):
-    model = tiny_lgnet(hand_model, refine_camera=camera)
+def test_a_blank_batch_moves_nothing_in_lgnet(hand_model):
+    model = tiny_lgnet(hand_model)
     before = {name: value.clone() for name, value in model.named_buffers()}
     batch = on_device(default_collate([empty_sample(index, 1, LGNET_SIZE) for index in range(2)]), CPU.device)
     loss = toy_loss(hand_model)
@@ -189,14 +190,14 @@ def test_a_run_over_a_blank_batch_counts_the_step_and_keeps_the_statistics(spoil
     dataset = spoil(0, 1, 2, 3)
     seen = []
 
-    def spy(trainer, batch, share, original=Trainer._backward):
+    def spy(trainer, batch, share, original=Trainer.backward):
         result = original(trainer, batch, share)
         seen.append((bool(batch.fault.any()), result["loss/total"].item(), int(trainer.model.norm.num_batches_tracked)))
         return result
 
-    monkeypatch.setattr(Trainer, "_backward", spy)
+    monkeypatch.setattr(Trainer, "backward", spy)
     trainer = toy_trainer(dataset, tmp_path, max_bad_fraction=1.0)
-    assert trainer.fit() == 0 and trainer.step == len(seen) == 9
+    assert trainer.fit() == 0 and trainer.progress.step == len(seen) == 9
     blank = [step for step in seen if step[0]]
     assert blank and all(total == 0.0 for _, total, _ in blank)
     assert seen[-1][2] == len(seen) - len(blank)
@@ -283,19 +284,12 @@ def test_all_processes_count_what_any_of_them_met():
 
 
 @pytest.mark.parametrize("stop_at", [2, 4])
-def test_a_run_with_bad_samples_continues_to_the_same_bits(spoil, tmp_path, monkeypatch, stop_at: int):
+def test_a_run_with_bad_samples_continues_to_the_same_bits(spoil, tmp_path, stop_at: int):
     dataset = spoil(0, BAD)
     assert toy_trainer(dataset, tmp_path / "whole", max_bad_fraction=1.0).fit() == 0
 
-    monkeypatch.setattr(Trainer, "_agree", lambda self, *_: (False, signal.SIGTERM * (self.step == stop_at), False))
-    assert toy_trainer(dataset, tmp_path / "cut", max_bad_fraction=1.0).fit() == 143
-    monkeypatch.undo()
-    snapshot, path = load_latest(tmp_path / "cut" / "model_dump")
-    trainer = toy_trainer(dataset, tmp_path / "cut", max_bad_fraction=1.0, workers=1)
-    torch.manual_seed(99)
-    load_weights(trainer.model, snapshot.model, str(path))
-    trainer.restore(snapshot)
-    assert trainer.fit() == 0
+    assert toy_trainer(dataset, tmp_path / "cut", max_bad_fraction=1.0, on_step=stop_after(stop_at)).fit() == 143
+    assert resumed(dataset, tmp_path / "cut", max_bad_fraction=1.0, workers=1).fit() == 0
     whole, cut = (load_latest(tmp_path / name / "model_dump")[0] for name in ("whole", "cut"))
     torch.testing.assert_close(cut.model, whole.model, rtol=0, atol=0)
     torch.testing.assert_close(cut.optimizer, whole.optimizer, rtol=0, atol=0)
@@ -315,8 +309,8 @@ def _one_of_two(rank: int, store: str, root: Path, output: Path, fraction: float
         code = trainer.fit()
     except UserError as error:
         code = error.exit_code
-    torch.save({"code": code, "bad": trainer.bad.faults, "step": trainer.step, "model": trainer.model.state_dict()},
-               output / f"rank{rank}.pt")
+    torch.save({"code": code, "bad": trainer.bad.faults, "step": trainer.progress.step,
+                "model": trainer.model.state_dict()}, output / f"rank{rank}.pt")
     os._exit(0)
 
 
@@ -453,10 +447,8 @@ def test_two_hundred_files_give_a_sample_or_a_reason_each(fuzzed):
 def test_training_over_two_hundred_files_counts_each_bad_one(fuzzed):
     kinds, records = fuzzed
     dataset = TwoHandDataset(ManyFrames(records), size=SIZE, box_ratio=0.8)
-    loader = build_loader(dataset, EpochSampler(len(dataset), seed=1), batch_size=16, workers=0, device=CPU.device,
-                          drop_last=False)
     faults, used = {}, []
-    for batch, found, is_blank, _ in training_batches(loader, CPU.device):
+    for batch, found, is_blank in batches_of(dataset, EpochSampler(len(dataset), seed=1), batch_size=16):
         faults |= found
         used += [] if is_blank else batch.index.tolist()
     assert sorted([*faults, *used]) == list(range(len(records)))

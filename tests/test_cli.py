@@ -152,7 +152,7 @@ def test_mistakes_end_in_one_paragraph_and_exit_code_2(run, trained, config_file
         "missing snapshot": ([*test, 29], "Epochs that exist: 0, 1."),
         "missing run": (["test.py", "--output", tmp_path, "--test_epoch", 1], "train first"),
         "model changed in test": ([*test, 1, "--set", "model.channels=64"], "model.channels 32 → 64"),
-        "depth range changed in test": ([*test, 1, "--set", "data.depth_range=0.3"], "data.depth_range"),
+        "depth range changed in test": ([*test, 1, "--set", "model.depth_range=0.3"], "model.depth_range"),
         "unknown set": ([*test, 1, "--testset", "InterHand"], "one of: InterHand26M"),
         "unknown protocol": ([*test, 1, "--protocol", "x"], "one of: lgnet"),
         "a single edge": ([*test, 1, "--bins", 5], "test.bins"),

@@ -19,16 +19,16 @@ from forks import run_in_fork
 from process_group import Ended, free_port, run_group
 from test_engine import evaluator, perfect, scores_of
 from toy_hands import assert_same
-from toy_training import CPU, ToyHands, plain_trainer, toy_evaluator, toy_trainer
+from toy_training import CPU, ToyHands, plain_trainer, stop_after, toy_evaluator, toy_trainer
 
 import main.engine.processes.launch as launch_module
 import main.engine.processes.lifeline as lifeline_module
-import main.engine.trainer as trainer_module
+import main.engine.run.folder as folder_module
 from common.errors import EXIT_ENVIRONMENT, UserError
 from data.dataset import EpochSampler
 from main.engine.processes.launch import Process, check_devices, choose_devices, launch, own_device
 from main.engine.processes.lifeline import Lifeline
-from main.engine.run.snapshots import Snapshot, load_latest, load_weights
+from main.engine.run.snapshots import Snapshot, load_latest
 from main.engine.trainer import Trainer
 
 
@@ -80,22 +80,14 @@ def test_processes_validate_the_model_that_is_saved(dataset, test_dataset, tmp_p
     assert [end.code for end in run_group(worker, tmp_path)] == [0, 0]
     snapshot, model = last_snapshot(tmp_path), ToyHands()
     model.load_state_dict(snapshot.model)
-    scores = scores_of(toy_evaluator(test_dataset, CPU, model.eval()))
+    scores = scores_of(toy_evaluator(test_dataset, CPU, model.eval(), torch.zeros(2, 21, 3)))
     assert snapshot.score == pytest.approx(scores["protocols"][scores["protocol"]]["mpjpe"], abs=1e-4)
 
 
 # ---------------------------------------------------------------- another number of processes
 
 def resume(trainer: Trainer, output: Path) -> Trainer:
-    snapshot, path = load_latest(output / "model_dump")
-    load_weights(trainer.model, snapshot.model, str(path))
-    trainer.restore(snapshot)
-    return trainer
-
-
-def stop_after(trainer: Trainer, steps: int) -> Trainer:
-    """Let a SIGTERM be noticed in a step."""
-    trainer._agree = lambda *_: (False, signal.SIGTERM * (trainer.step == steps - 1), False)
+    trainer.restore(load_latest(output / "model_dump")[0])
     return trainer
 
 
@@ -103,7 +95,7 @@ def stop_after(trainer: Trainer, steps: int) -> Trainer:
 def test_a_run_continues_inside_an_epoch_with_another_number_of_processes(dataset, tmp_path, before, after):
     """A step has two samples either way: the whole run must come out as if nothing had changed."""
     def begin(process: Process) -> int:
-        return stop_after(plain_trainer(dataset, tmp_path / "run", process, epochs=2), steps=4).fit()
+        return plain_trainer(dataset, tmp_path / "run", process, epochs=2, on_step=stop_after(3)).fit()
 
     def go_on(process: Process) -> int:
         return resume(plain_trainer(dataset, tmp_path / "run", process, epochs=2), tmp_path / "run").fit()
@@ -147,7 +139,7 @@ def test_the_place_in_an_epoch_is_kept_for_steps_of_any_size(dataset, tmp_path, 
     process = Lonely(torch.device("cpu"), 0, world_size)
     trainer = toy_trainer(dataset, tmp_path, process=process, batch_size=batch_size)
     trainer.restore(Snapshot(**values | {"next_sample": next_sample}))
-    assert trainer._samples_done() == next_sample
+    assert trainer.progress.sample == next_sample
     changed = f"had 1 processes and has {world_size} now: it goes on after the {next_sample} samples"
     assert (changed in caplog.text) == (world_size != 1)
 
@@ -156,12 +148,12 @@ def test_the_place_in_an_epoch_is_kept_for_steps_of_any_size(dataset, tmp_path, 
 
 def die_at_step(trainer: Trainer, step: int, number: int) -> Trainer:
     """Let the trainer's process be hit by a signal between the gradients of a step and their use."""
-    def update(norm, original=trainer._update):
-        if trainer.step == step:
+    def update(norm, original=trainer.update):
+        if trainer.progress.step == step:
             os.kill(os.getpid(), number)
         original(norm)
 
-    trainer._update = update
+    trainer.update = update
     return trainer
 
 
@@ -211,7 +203,7 @@ def test_a_process_waiting_outside_of_any_collective_ends_as_well(tmp_path):
 
 
 def test_a_snapshot_is_finished_although_another_process_is_gone(dataset, tmp_path, monkeypatch):
-    def save_slowly(snapshot, path, save=trainer_module.save_snapshot):
+    def save_slowly(snapshot, path, save=folder_module.save_snapshot):
         (tmp_path / "saving").touch()
         threading.Event().wait(0.5)
         save(snapshot, path)
@@ -219,7 +211,7 @@ def test_a_snapshot_is_finished_although_another_process_is_gone(dataset, tmp_pa
     def worker(process: Process) -> int:
         trainer = plain_trainer(dataset, tmp_path / "run", process)
         if process.rank:
-            trainer._save = lambda path, score=None, save=trainer._save: (save(path, score), die_when_saving())
+            trainer.save = lambda path, score=None, save=trainer.save: (save(path, score), die_when_saving())
         return trainer.fit()
 
     def die_when_saving() -> None:
@@ -227,7 +219,7 @@ def test_a_snapshot_is_finished_although_another_process_is_gone(dataset, tmp_pa
             threading.Event().wait(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(trainer_module, "save_snapshot", save_slowly)
+    monkeypatch.setattr(folder_module, "save_snapshot", save_slowly)
     ended = run_group(worker, tmp_path)
     assert [end.code for end in ended] == [EXIT_ENVIRONMENT, -signal.SIGKILL]
     assert last_snapshot(tmp_path / "run").next_epoch == 1
@@ -248,7 +240,7 @@ def test_a_process_that_hangs_ends_the_run_and_is_named(dataset, tmp_path, monke
         if process.rank == victim and number:
             die_at_step(trainer, 4, number)
         elif process.rank == victim:
-            trainer._grad_norm = lambda: threading.Event().wait(60)
+            trainer.grad_norm = lambda: threading.Event().wait(60)
         return trainer.fit()
 
     ended = run_group(worker, tmp_path)
@@ -265,7 +257,7 @@ def fail_at_step(dataset, folder: Path, error: BaseException, ranks: set[int]) -
         if process.rank in ranks:
             def update(norm):
                 raise error
-            trainer._update = update
+            trainer.update = update
         return trainer.fit()
 
     return run_group(worker, folder)
@@ -328,13 +320,13 @@ def lose_a_loader(dataset, folder: Path, monkeypatch, fault: str, size: int = 1)
     def worker(process: Process) -> int:
         trainer = plain_trainer(dataset, folder, process, workers=2, batch_size=1, epochs=1000)
 
-        def kill_and_update(norm, original=trainer._update):
-            if trainer.step == 2:
+        def kill_and_update(norm, original=trainer.update):
+            if trainer.progress.step == 2:
                 os.kill(multiprocessing.active_children()[-1].pid, signal.SIGKILL)
             original(norm)
 
         if fault == "killed while it waits" and process.rank == size - 1:
-            trainer._update = kill_and_update
+            trainer.update = kill_and_update
         return trainer.fit()
 
     monkeypatch.setattr(dataset.reader, "read", read)

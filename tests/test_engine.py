@@ -14,10 +14,10 @@ from common.errors import UserError
 from common.hands import joint_regressor
 from common.score.metrics import PROTOCOLS
 from common.score.tally import Tally
-from common.types import HandPrediction, JointPrediction, Stages, TwoHandBatch
+from common.types import HandPrediction, Stages, TwoHandBatch
 from data.dataset import EpochSampler, mean_joints
 from main.config import TestConfig as settings
-from main.engine.batches import batches, build_loader
+from main.engine.batches import build_loader
 from main.engine.evaluator import Evaluator, report, write_samples
 from main.engine.processes.launch import Process
 from main.engine.run.log import start_log
@@ -30,11 +30,11 @@ ROOT = Path(__file__).resolve().parent.parent
 def test_gradients_are_clipped_to_the_norm(dataset, tmp_path):
     trainer = toy_trainer(dataset, tmp_path, max_grad_norm=0.01)
     trainer.model.train()
-    trainer._backward(next(batches(trainer.loader, CPU.device)))
-    norm = trainer._grad_norm()
-    trainer._update(norm)
+    trainer.backward(next(iter(trainer.batches)).batch)
+    norm = trainer.grad_norm()
+    trainer.update(norm)
     assert norm > 0.01
-    assert trainer._grad_norm() == pytest.approx(0.01, rel=1e-3)
+    assert trainer.grad_norm() == pytest.approx(0.01, rel=1e-3)
 
 
 # ---------------------------------------------------------------- files and errors
@@ -65,7 +65,7 @@ def perfect(hand_model, noise: float = 0.0):
         vertices = truth.vertices + noise * offsets
         hands = HandPrediction(vertices, regressor @ vertices, truth.relative + noise, truth.mano,
                                torch.zeros(len(vertices), 2, 3))
-        return Stages(JointPrediction(truth.joints, truth.joints), hands, hands)
+        return Stages(hands, hands)
 
     return predict
 

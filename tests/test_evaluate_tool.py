@@ -101,7 +101,7 @@ def toy_predictions(model: ToyHands, batch: TwoHandBatch) -> Stages:
     stages = predict(model, batch)
     turns = torch.linalg.qr(stages.final.mano.rotations).Q
     mano = ManoParams(turns * torch.linalg.det(turns)[..., None, None], stages.final.mano.shape)
-    return stages._replace(final=stages.final._replace(mano=mano))
+    return stages._replace(refined=stages.refined._replace(mano=mano))
 
 
 @pytest.fixture

@@ -15,14 +15,13 @@ import pytest
 import torch
 from forks import at_call, run_in_fork
 from torch import nn
-from toy_training import CPU, SHORT, ToyHands, assert_same_end, resumed, toy_trainer
+from toy_training import SHORT, ToyHands, assert_same_end, resumed, toy_trainer
 
+import main.engine.run.folder as folder_module
 import main.engine.run.snapshots as checkpoint
-import main.engine.trainer as trainer_module
 from common import files
 from common.errors import UserError
 from common.types import Stages, Targets, map_tensors
-from main.engine.batches import batches
 from main.engine.evaluator import Evaluator
 from main.engine.processes.launch import Process
 from main.engine.processes.signals import StopRequest
@@ -68,8 +67,8 @@ def test_numbers_that_are_not_finite_stop_the_run_before_they_reach_the_weights(
     """Whether the step is one that is logged or not."""
     trainer = toy_trainer(dataset, tmp_path, log_every=log_every)
     trainer.loss = Poisoned(trainer.loss, step=4, kind=kind)
-    after_step, update = [], trainer._update
-    trainer._update = lambda norm: (update(norm), after_step.append(parameters_of(trainer.model)))
+    after_step, update = [], trainer.update
+    trainer.update = lambda norm: (update(norm), after_step.append(parameters_of(trainer.model)))
 
     assert trainer.fit() == 3
     assert len(after_step) == 4
@@ -94,8 +93,8 @@ def test_a_number_that_is_not_finite_in_another_process_stops_this_one(dataset, 
             return [1.0, *values[1:]] if self.steps == 3 else values
 
     trainer = toy_trainer(dataset, tmp_path, process=OneOfTwo(torch.device("cpu")))
-    updates, update = [], trainer._update
-    trainer._update = lambda norm: (update(norm), updates.append(parameters_of(trainer.model)))
+    updates, update = [], trainer.update
+    trainer.update = lambda norm: (update(norm), updates.append(parameters_of(trainer.model)))
     assert trainer.fit() == 3
     assert len(updates) == 2
     torch.testing.assert_close(parameters_of(trainer.model), updates[-1], rtol=0, atol=0)
@@ -113,8 +112,8 @@ def test_a_report_that_cannot_be_written_does_not_hide_why_the_run_stopped(datas
 
 def test_anything_may_stand_where_nothing_is_annotated(dataset, tmp_path):
     trainer = toy_trainer(dataset, tmp_path)
-    batch = next(batches(trainer.loader, CPU.device))
-    figures = trainer._backward(batch._replace(targets=without(batch.targets, slice(None))))
+    batch = next(iter(trainer.batches)).batch
+    figures = trainer.backward(batch._replace(targets=without(batch.targets, slice(None))))
     assert {figure.item() for name, figure in figures.items() if name.startswith("loss/")} == {0.0}
     assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in trainer.model.parameters())
     assert figures["mm/final"] == 0.0
@@ -124,8 +123,8 @@ def test_anything_may_stand_where_nothing_is_annotated(dataset, tmp_path):
 def test_a_hand_that_nothing_is_known_of_teaches_the_other_one_nothing(dataset, tmp_path, hand):
     """Whatever stands in its targets: the loss is finite, and no gradient reaches what predicts that hand alone."""
     trainer = toy_trainer(dataset, tmp_path, model=ToyHands(dropout=0.0))
-    batch = next(batches(trainer.loader, CPU.device))
-    figures = trainer._backward(batch._replace(targets=without(batch.targets, hand)))
+    batch = next(iter(trainer.batches)).batch
+    figures = trainer.backward(batch._replace(targets=without(batch.targets, hand)))
     assert all(figure.isfinite() for figure in figures.values()) and figures["loss/mesh"] > 0
     per_hand = trainer.model.heads["rough"].weight.grad.unflatten(0, (2, -1))
     assert not per_hand[hand].any() and per_hand[1 - hand].any() and per_hand.isfinite().all()
@@ -148,7 +147,7 @@ def test_a_step_without_supervision_is_counted_and_changes_no_weight_by_itself(d
     before = state_of(trainer.model)
     monkeypatch.setattr(dataset.reader, "read", lambda index: (_ for _ in ()).throw(UserError("unreadable")))
     assert trainer.fit() == 0
-    assert trainer.step == 3
+    assert trainer.progress.step == 3
     torch.testing.assert_close(state_of(trainer.model), before, rtol=0, atol=0)
 
 
@@ -160,9 +159,9 @@ def interrupt(number: int) -> None:
 
 # What is going on when the signal comes: the end of a call, by owner, name and number.
 MOMENTS = {
-    "the first step": (Trainer, "_update", 1),
-    "a step inside an epoch": (Trainer, "_update", 5),
-    "the last step of an epoch": (Trainer, "_backward", 3),
+    "the first step": (Trainer, "update", 1),
+    "a step inside an epoch": (Trainer, "update", 5),
+    "the last step of an epoch": (Trainer, "backward", 3),
     "a save": (os, "fsync", 2),
     "a validation": (Evaluator, "_score", 1),
 }
@@ -185,7 +184,7 @@ def test_a_signal_at_any_moment_saves_and_the_run_continues_with_the_same_bits(
 
 def test_a_signal_costs_no_step(dataset, tmp_path):
     def train() -> int:
-        at_call(Trainer, "_backward", 5, lambda: interrupt(signal.SIGTERM), after=True)
+        at_call(Trainer, "backward", 5, lambda: interrupt(signal.SIGTERM), after=True)
         return toy_trainer(dataset, tmp_path, **SHORT).fit()
 
     assert os.waitstatus_to_exitcode(run_in_fork(train)) == 143
@@ -239,14 +238,14 @@ def test_an_interrupt_followed_by_the_launchers_sigterm_is_one_request():
 
 def full_from(step: int, _folder: Path) -> None:
     """No file may grow beyond 10 kB once this step is done."""
-    at_call(Trainer, "_update", step, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)), after=True)
+    at_call(Trainer, "update", step, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)), after=True)
 
 
 def over_quota_from(step: int, _folder: Path) -> None:
     def refuse(handle: int) -> None:
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
-    at_call(Trainer, "_update", step, lambda: setattr(os, "fsync", refuse), after=True)
+    at_call(Trainer, "update", step, lambda: setattr(os, "fsync", refuse), after=True)
 
 
 def read_only_from(step: int, folder: Path) -> None:
@@ -256,7 +255,7 @@ def read_only_from(step: int, folder: Path) -> None:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         return original(path, mode, *args, **kwargs)
 
-    at_call(Trainer, "_update", step, lambda: setattr(files, "open", refuse), after=True)
+    at_call(Trainer, "update", step, lambda: setattr(files, "open", refuse), after=True)
     files.open = open
 
 
@@ -289,12 +288,12 @@ def test_a_disk_without_room_for_a_snapshot_is_refused_before_anything_is_traine
     monkeypatch.setattr(checkpoint, "free_bytes", lambda _: 50_000)
     with pytest.raises(UserError, match=r"A snapshot needs about \d+\.?\d* MB, and 0.05 MB are free") as caught:
         trainer.fit()
-    assert caught.value.exit_code == 5 and trainer.step == 0
+    assert caught.value.exit_code == 5 and trainer.progress.step == 0
 
 
 def test_the_room_that_a_snapshot_is_said_to_need_is_what_it_takes(dataset, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(trainer_module, "check_space", lambda folder, size, most: asked.append(size))
+    monkeypatch.setattr(folder_module, "check_space", lambda folder, size, most: asked.append(size))
     toy_trainer(dataset, tmp_path, epochs=1).fit()
     taken = snapshot_path(tmp_path / "model_dump", 0).stat().st_size
     assert asked[0] == pytest.approx(taken, rel=0.1)
@@ -314,19 +313,19 @@ def run_log(tmp_path):
     """The log of a run in this process, taken down again."""
     start_log(tmp_path / "log" / "train.log", is_main=True)
     yield tmp_path / "log" / "train.log"
-    for package in map(logging.getLogger, ("common", "data")):
+    for package in map(logging.getLogger, ("common", "data", "main")):
         for handler in list(package.handlers):
             package.removeHandler(handler)
             handler.close()
 
 
 def test_a_log_folder_that_is_removed_begins_anew(dataset, tmp_path, reference, monkeypatch, run_log):
-    def remove(trainer, *args, original=Trainer._update):
+    def remove(trainer, *args, original=Trainer.update):
         original(trainer, *args)
-        if trainer.step == 3:
+        if trainer.progress.step == 3:
             shutil.rmtree(run_log.parent)
 
-    monkeypatch.setattr(Trainer, "_update", remove)
+    monkeypatch.setattr(Trainer, "update", remove)
     assert toy_trainer(dataset, tmp_path, log_every=1, **SHORT).fit() == 0
     assert_same_end(tmp_path, reference)
     text = run_log.read_text()
@@ -335,13 +334,13 @@ def test_a_log_folder_that_is_removed_begins_anew(dataset, tmp_path, reference, 
 
 def test_a_log_that_cannot_be_written_is_told_of_once(dataset, tmp_path, reference, monkeypatch, run_log, capsys):
     """A file stands where its folder was."""
-    def remove(trainer, *args, original=Trainer._update):
+    def remove(trainer, *args, original=Trainer.update):
         original(trainer, *args)
-        if trainer.step == 3:
+        if trainer.progress.step == 3:
             shutil.rmtree(run_log.parent)
             run_log.parent.write_text("")
 
-    monkeypatch.setattr(Trainer, "_update", remove)
+    monkeypatch.setattr(Trainer, "update", remove)
     assert toy_trainer(dataset, tmp_path, log_every=1, **SHORT).fit() == 0
     assert_same_end(tmp_path, reference)
     printed = capsys.readouterr()
@@ -369,15 +368,15 @@ def test_a_clock_that_jumps_changes_nothing(dataset, tmp_path, reference, monkey
 def test_curves_that_cannot_be_written_end_with_one_line_and_the_training_goes_on(
         dataset, tmp_path, reference, caplog, capsys):
     """TensorBoard's file is a device that is always full from the third step on."""
-    def fill(trainer, *args, update=Trainer._update):
+    def fill(trainer, *args, update=Trainer.update):
         update(trainer, *args)
-        if trainer.step == 2:
+        if trainer.progress.step == 2:
             [events] = (tmp_path / "log").glob("events*")
             events.unlink()
             events.symlink_to("/dev/full")
 
     trainer = toy_trainer(dataset, tmp_path, log_every=1, **SHORT)
-    trainer._update = fill.__get__(trainer)
+    trainer.update = fill.__get__(trainer)
     assert trainer.fit() == 0
     assert caplog.text.count("The curves for TensorBoard end at step") == 1 and "No space left" in caplog.text
     assert "Traceback" not in capsys.readouterr().err

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tiny_lgnet import random_camera, random_images, tiny_lgnet
+from tiny_lgnet import random_images, tiny_lgnet
 from torch import nn
 
 import common.predict.fast as acceleration
@@ -14,11 +14,9 @@ from common.predict.packed import PackedConv2d, PackedLinear, fold_batch_norms, 
 from common.types import Stages
 
 ARCHITECTURES = {
-    "paper": {}, "prenorm": {"lgfa": "prenorm", "lgfa_depth": 2}, "resnet50": {"backbone": "resnet50"},
-    "chebyshev": {"graph_conv": "cheb"}, "mesh graph": {"local_graph": "mesh63"},
-    "two refine nets": {"refine_shared": False}, "true camera": {"refine_camera": "ground_truth"},
-    "no stages": {"joint_stage": False, "mesh_stage": False, "refine_stage": False},
-    "no block": {"lgblock": False, "separate_hands": False}, "linear unit": {"local_unit": False, "global_unit": False},
+    "paper": (), "prenorm": ("lgfa_prenorm",), "chebyshev": ("graph_conv_cheb",), "mesh graph": ("local_graph_mesh63",),
+    "two refine nets": ("refine_unshared",), "no stages": ("wo_joint_stage", "wo_mesh_stage", "wo_refine_stage"),
+    "no block": ("wo_lgblock", "wo_lr_feature"), "linear unit": ("wo_local_unit", "wo_global_unit"),
 }
 
 
@@ -40,19 +38,19 @@ def farthest(found: Stages, expected: Stages) -> float:
     return (found.final.vertices.float() - expected.final.vertices).norm(dim=-1).max().item()
 
 
-@pytest.mark.parametrize("changes", ARCHITECTURES.values(), ids=ARCHITECTURES)
+@pytest.mark.parametrize(("variants", "backbone"), [
+    ((), "resnet50"), *((variants, "resnet18") for variants in ARCHITECTURES.values())])
 @torch.no_grad()
-def test_the_prepared_model_predicts_what_the_trained_one_does(hand_model, changes):
-    model = trained_like(tiny_lgnet(hand_model, **changes))
-    image, camera = random_images(3), random_camera(3)
-    expected, found = model(image, camera), for_inference(model)(image, camera)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+def test_the_prepared_model_predicts_what_the_trained_one_does(hand_model, variants, backbone):
+    model = trained_like(tiny_lgnet(hand_model, *variants, backbone=backbone))
+    image = random_images(3)
+    torch.testing.assert_close(for_inference(model, hand_model)(image), model(image), rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
 def test_the_comparison_notices_a_normalisation_that_is_dropped(hand_model):
     model = trained_like(tiny_lgnet(hand_model))
-    wrong = for_inference(model)
+    wrong = for_inference(model, hand_model)
     wrong.split_hands.projections[0][0].bias.zero_()
     with pytest.raises(AssertionError):
         torch.testing.assert_close(wrong(random_images(2)), model(random_images(2)), rtol=1e-5, atol=1e-5)
@@ -60,7 +58,7 @@ def test_the_comparison_notices_a_normalisation_that_is_dropped(hand_model):
 
 def test_nothing_is_left_to_fold_or_to_pack(hand_model):
     """But the normalisation of a sum, before the last graph convolution of the refine stage."""
-    fast = for_inference(tiny_lgnet(hand_model))
+    fast = for_inference(tiny_lgnet(hand_model), hand_model)
     kinds = {type(module) for module in fast.modules()}
     assert not kinds & {nn.BatchNorm2d, nn.Linear, nn.Conv2d}
     assert {PackedConv2d, PackedLinear} <= kinds
@@ -72,7 +70,7 @@ def test_nothing_is_left_to_fold_or_to_pack(hand_model):
 def test_the_trained_model_is_left_alone(hand_model):
     model = trained_like(tiny_lgnet(hand_model)).train()
     before = copy.deepcopy(model.state_dict())
-    for_inference(model, channels_last=True)(random_images(2))
+    for_inference(model, hand_model, channels_last=True)(random_images(2))
     assert model.training
     assert list(model.state_dict()) == list(before)
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0, check_stride=True)
@@ -104,7 +102,7 @@ def test_packed_layers_take_any_strides_and_any_batch(bias):
 @torch.no_grad()
 def test_bfloat16_stays_within_a_millimetre(hand_model):
     model = trained_like(tiny_lgnet(hand_model))
-    fast = for_inference(model, precision="bfloat16")
+    fast = for_inference(model, hand_model, precision="bfloat16")
     dtypes = set()
     for module in fast.modules():
         if isinstance(module, PackedLinear | PackedConv2d):
@@ -129,14 +127,14 @@ def test_channels_last_changes_the_layout_and_not_the_numbers(hand_model):
 @torch.inference_mode()
 def test_a_compiled_model_predicts_the_same(hand_model):
     model = trained_like(tiny_lgnet(hand_model))
-    fast = for_inference(model, compile_mode="default")
+    fast = for_inference(model, hand_model, compile_mode="default")
     assert farthest(fast(random_images(2)), model(random_images(2))) < 1e-5
 
 
-def test_compiling_without_a_compiler_is_told_in_a_sentence(monkeypatch):
+def test_compiling_without_a_compiler_is_told_in_a_sentence(hand_model, monkeypatch):
     monkeypatch.setattr(acceleration, "can_compile", lambda: False)
     with pytest.raises(UserError, match="needs a C\\+\\+ compiler"):
-        for_inference(nn.Linear(2, 2), compile_mode="default")
+        for_inference(nn.Linear(2, 2), hand_model, compile_mode="default")
 
 
 def test_autocast_ends_with_the_call():

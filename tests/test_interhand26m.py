@@ -21,10 +21,10 @@ from common.score.metrics import PROTOCOLS, PredictedHands
 from common.score.tally import Scorer
 from common.types import ManoParams
 from data import build_reader
-from data.augment import AugmentRanges
+from data.augment import AugmentConfig
 from data.dataset import EpochSampler, TwoHandDataset, mean_joints
 
-RANGES = AugmentRanges(scale=0.25, rotation=30, rotation_probability=0.6, flip_probability=0.5, color=0.2)
+RANGES = AugmentConfig(scale=0.25, rotation=30, rotation_probability=0.6, flip_probability=0.5, color=0.2)
 
 
 def open_set(root: Path, hand_model, split: str = "train", filter="all", box_source="vertices"):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from fixtures_interhand import write_interhand
 from test_run_record import command_line  # noqa: F401   the record of a run names how it was started
 from toy_training import toy_trainer
@@ -13,8 +14,9 @@ from toy_training import toy_trainer
 from common.errors import UserError
 from data import build_reader
 from data.subset import EvenSubset, JoinedReader
-from main.build import training_dataset
+from main.build import build_training_samples
 from main.config import Config, DataConfig, ModelConfig, TrainConfig, load_config
+from main.engine.batches import SamplesOnDisk
 from main.engine.run.provenance import portable
 from main.engine.run.record import fit_recorded, read_record
 from tool.doctor import report_run
@@ -64,8 +66,12 @@ def test_what_is_left_out_is_counted_over_all_sets(readers):
     assert all(str(reader.layout.data) in joined.summary for reader in readers)
 
 
+def samples_of(config, hand_model) -> SamplesOnDisk:
+    return build_training_samples(config, hand_model, torch.device("cpu"))
+
+
 def test_training_reads_all_folders_that_the_configuration_names(roots, readers, hand_model, tmp_path):
-    dataset = training_dataset(config_of(roots, tmp_path), hand_model)
+    dataset = samples_of(config_of(roots, tmp_path), hand_model).dataset
     assert len(dataset) == len(readers[0]) + len(readers[1])
     folders = {Path(dataset.reader.describe(index)["path"]).relative_to(roots[0].parent).parts[0]
                for index in range(len(dataset))}
@@ -77,8 +83,8 @@ def test_the_record_of_a_run_and_its_report_know_every_folder(roots, hand_model,
     for root in roots:
         (root / "synthetic.json").write_text(f'{{"frames": 40, "seed": {root.name}, "cameras": 2, "interacting": 0.8}}')
     config = config_of(roots, tmp_path)
-    dataset = training_dataset(config, hand_model)
-    assert fit_recorded(toy_trainer(dataset, tmp_path, epochs=1, lr_drops=()), config, resume=False) == 0
+    dataset = samples_of(config, hand_model).dataset
+    assert fit_recorded(toy_trainer(dataset, tmp_path, config=config, epochs=1, lr_drops=())) == 0
     data = read_record(tmp_path)[0].data
     assert [folder["rendered"]["seed"] for folder in data["more_roots"]] == [5]
     assert {name.split("/")[0] for name in data["annotations"]} == {"0", "1"}
@@ -100,7 +106,7 @@ def test_a_set_of_another_hand_model_is_refused_among_others(roots, hand_model, 
     named = other / "hand_model.json"
     named.write_text(named.read_text().replace('"sha256": "', '"sha256": "0'))
     with pytest.raises(UserError, match=str(other)):
-        training_dataset(config_of([roots[0], other], tmp_path), hand_model)
+        samples_of(config_of([roots[0], other], tmp_path), hand_model)
 
 
 def test_folders_are_named_as_a_list_and_none_can_be_drawn_anew(roots):

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_lgnet import SIZE, TINY, random_camera, random_images, random_targets, tiny_lgnet
+from tiny_lgnet import SIZE, TINY, random_images, random_targets, tiny_lgnet
 
 from common.errors import UserError
-from common.losses import TwoHandLoss
-from common.nets.lgnet import attention_maps, build_lgnet
+from common.nets.lgnet import attention_maps
+from common.nets.variants import VARIANTS
+from common.nets.zoo import ModelConfig, build_model
 from common.types import Stages
-from main.config import CONFIG_DIR, ModelConfig, load_config
+from main.build import build_loss
+from main.config import CONFIG_DIR, load_config
 
 ABLATIONS = sorted((CONFIG_DIR / "ablation").glob("*.yaml"))
 REWEIGHTED = ("wo_normal_loss", "wo_edge_loss", "wo_laplacian_loss")    # the full network, one weight 0
@@ -42,8 +44,7 @@ def test_every_input_size_divisible_by_32_gives_the_documented_shapes(hand_model
     assert stages.joint.features.shape == (2, 2, 21, 32)
 
 
-@pytest.mark.parametrize("change", [{"input_size": 100}, {"input_size": 0}, {"channels": 40}, {"channels": -16},
-                                    {"lgfa_depth": 0}, {"lgfa_depth": 2}])
+@pytest.mark.parametrize("change", [{"input_size": 100}, {"input_size": 0}, {"channels": 40}, {"channels": -16}])
 def test_a_size_that_cannot_work_is_refused_by_name(hand_model, change: dict):
     with pytest.raises(UserError, match=f"model.{next(iter(change))} is"):
         tiny_lgnet(hand_model, **change)
@@ -77,9 +78,7 @@ def test_joints_are_regressed_from_the_mesh_they_belong_to(model):
 
 
 def test_the_refine_stage_starts_silent(hand_model):
-    config = dataclasses.replace(ModelConfig(), **TINY)
-    untouched = build_lgnet(hand_model, depth_range=0.4, **dataclasses.asdict(config))
-    stages = predict(untouched.train(), random_images(2))
+    stages = predict(build_model(ModelConfig(**TINY), hand_model).train(), random_images(2))
     assert torch.equal(stages.final.vertices, stages.mesh.vertices)
     torch.testing.assert_close(stages.final.joints, stages.mesh.joints)
 
@@ -135,13 +134,12 @@ def test_every_ablation_changes_one_thing(path: Path):
 def test_every_ablation_trains_every_parameter(hand_model, path: Path):
     config = load_config(path, [f"model.{key}={value}" for key, value in TINY.items()])
     torch.manual_seed(0)
-    model = build_lgnet(hand_model, depth_range=0.4, **dataclasses.asdict(config.model)).train()
-    loss = TwoHandLoss(hand_model.faces, input_size=SIZE, depth_range=0.4, refine_stage=config.model.refine_stage,
-                       **dataclasses.asdict(config.loss))
+    model = build_model(config.model, hand_model).train()
+    loss = build_loss(config, hand_model)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
 
     for seed in (0, 1):     # in the second step the refine stage's last layer has left zero
-        terms = loss(model(random_images(2, seed), random_camera(2, seed)), random_targets(hand_model, 2, seed))
+        terms = loss(model(random_images(2, seed)), random_targets(hand_model, 2, seed))
         optimizer.zero_grad()
         terms["total"].backward()
         optimizer.step()
@@ -154,22 +152,40 @@ def test_every_ablation_trains_every_parameter(hand_model, path: Path):
     assert {name for name in silent if not name.startswith(unsupervised)} == set()
 
 
-def test_switches_work_together(hand_model):
-    bare = tiny_lgnet(hand_model, joint_stage=False, mesh_stage=False, refine_stage=False, separate_hands=False,
-                      lgblock=False, normalize_input=False)
+def test_variants_work_together(hand_model):
+    bare = tiny_lgnet(hand_model, "wo_joint_stage", "wo_mesh_stage", "wo_refine_stage", "wo_lr_feature", "wo_lgblock")
     stages = predict(bare, random_images(2))
-    assert stages.final is stages.mesh and stages.mesh.vertices.isfinite().all()
-    assert stages.joint.features.shape == (2, 2, 21, 0)
+    assert stages.refined is None and stages.final is stages.mesh and stages.mesh.vertices.isfinite().all()
 
-    units_off = tiny_lgnet(hand_model, local_unit=False, global_unit=False, backbone="resnet34", refine_shared=False)
+    units_off = tiny_lgnet(hand_model, "wo_local_unit", "wo_global_unit", "refine_unshared", backbone="resnet34")
     assert predict(units_off, random_images(2)).final.vertices.isfinite().all()
 
-    deep = tiny_lgnet(hand_model, lgfa="prenorm", lgfa_depth=2, local_graph="mesh63", graph_conv="cheb")
-    assert predict(deep, random_images(2)).final.vertices.isfinite().all()
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_works_beside_the_normalised_lgfa_and_replaces_what_it_names(hand_model, variant: str):
+    """In either order: the shipped network's LGFA is a variant itself."""
+    if variant == "lgfa_prenorm":
+        return
+    first, second = (tiny_lgnet(hand_model, *names, seed=1)
+                     for names in (("lgfa_prenorm", variant), (variant, "lgfa_prenorm")))
+    assert first.state_dict().keys() == second.state_dict().keys()
+    assert predict(first, random_images(1)).final.vertices.isfinite().all()
+    plain = tiny_lgnet(hand_model, "lgfa_prenorm")
+    shapes = [{name: value.shape for name, value in net.state_dict().items()} for net in (plain, first)]
+    assert shapes[0] != shapes[1]
+
+
+@pytest.mark.parametrize(("variants", "message"), [
+    (("wo_everything",), "model.variants names 'wo_everything'.*wo_lgblock"),
+    (("local_graph_none", "graph_conv_cheb"), "'local_graph_none' and 'graph_conv_cheb' both replace"),
+])
+def test_variants_that_cannot_be_are_refused(hand_model, variants: tuple[str, ...], message: str):
+    with pytest.raises(UserError, match=message):
+        tiny_lgnet(hand_model, *variants)
 
 
 def test_without_separate_features_both_hands_see_the_same(hand_model):
-    shared = tiny_lgnet(hand_model, separate_hands=False)
+    shared = tiny_lgnet(hand_model, "wo_lr_feature")
     tokens = shared.split_hands(shared.backbone(random_images(1)).layer4)
     assert torch.equal(tokens[:, 0], tokens[:, 1])
 
@@ -179,7 +195,8 @@ def test_without_separate_features_both_hands_see_the_same(hand_model):
 
 
 def test_normalisation_happens_inside_the_model(hand_model):
-    inside, outside = tiny_lgnet(hand_model), tiny_lgnet(hand_model, normalize_input=False)
+    inside, outside = tiny_lgnet(hand_model), tiny_lgnet(hand_model)
+    outside.normalize = torch.nn.Identity()
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     normalised = (random_images(1) - mean[:, None, None]) / std[:, None, None]
     torch.testing.assert_close(predict(inside, random_images(1)).mesh, predict(outside, normalised).mesh)
@@ -195,11 +212,11 @@ def test_attention_maps_name_every_lgfa_and_leave_the_model_as_it_was(model, han
         torch.testing.assert_close(attention.sum(dim=-1), torch.ones(2, 64))
     assert torch.equal(predict(model, images).final.vertices, before.final.vertices)
     assert not any(module._forward_hooks for module in model.modules())
-    assert len(attention_maps(tiny_lgnet(hand_model, global_unit=False), images)) == 1
-    assert attention_maps(tiny_lgnet(hand_model, lgblock=False), images) == {}
+    assert len(attention_maps(tiny_lgnet(hand_model, "wo_global_unit"), images)) == 1
+    assert attention_maps(tiny_lgnet(hand_model, "wo_lgblock"), images) == {}
 
 
 @pytest.mark.parametrize(("name", "millions"), [("lgnet.yaml", 77.6), ("lgnet_light.yaml", 38.6)])
 def test_the_paper_sizes_have_the_expected_number_of_parameters(hand_model, name: str, millions: float):
-    model = build_lgnet(hand_model, depth_range=0.4, **dataclasses.asdict(load_config(name).model))
+    model = build_model(load_config(name).model, hand_model)
     assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.05)

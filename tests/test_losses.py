@@ -8,18 +8,16 @@ from tiny_lgnet import SIZE, random_targets
 
 from common.geometry import HEATMAP_CELLS, inside_cells, joints_to_cells
 from common.hands import joint_regressor, mirror_points, mirror_relative, mirror_rotations, mirror_vectors
-from common.losses import SurfaceLoss, TwoHandLoss, masked_l1, masked_mean
+from common.losses import LossConfig, SurfaceLoss, TwoHandLoss, masked_l1, masked_mean
 from common.types import HandPrediction, JointPrediction, ManoParams, Stages, Targets
-from main.config import LossConfig
 
 TERMS = {field.name for field in dataclasses.fields(LossConfig)} - {"aux_losses"}
 TETRAHEDRON = torch.tensor([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]])
 CORNERS = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
 
 
-def two_hand_loss(hand_model, *, refine_stage: bool = True, **weights) -> TwoHandLoss:
-    return TwoHandLoss(hand_model.faces, input_size=SIZE, depth_range=0.4, refine_stage=refine_stage,
-                       **dataclasses.asdict(LossConfig(**weights)))
+def two_hand_loss(hand_model, **weights) -> TwoHandLoss:
+    return TwoHandLoss(LossConfig(**weights), hand_model.faces, input_size=SIZE, depth_range=0.4)
 
 
 def perfect(targets: Targets) -> Stages:
@@ -27,7 +25,7 @@ def perfect(targets: Targets) -> Stages:
     mesh = HandPrediction(targets.vertices, targets.joints, targets.relative, targets.mano,
                           camera=torch.tensor([5.0, 0, 0]).expand(len(targets.wrist), 2, 3))
     cells = joints_to_cells(targets.joints_crop, targets.joints[..., 2], SIZE, 0.4)
-    return Stages(JointPrediction(cells, cells), mesh, mesh)
+    return Stages(mesh, mesh, JointPrediction(cells, cells))
 
 
 def noisy(hand_model, targets: Targets, seed: int = 0) -> Stages:
@@ -38,13 +36,13 @@ def noisy(hand_model, targets: Targets, seed: int = 0) -> Stages:
     def off(x, scale):
         return (x + scale * torch.randn(x.shape, generator=generator)).detach().requires_grad_()
 
-    joint, mesh, _ = perfect(targets)
+    mesh, _, joint = perfect(targets)
     camera, relative = off(mesh.camera, 0.1), off(mesh.relative, 0.02)
     mano = ManoParams(off(mesh.mano.rotations, 0.1), off(mesh.mano.shape, 0.5))
     rough, final = off(mesh.vertices, 0.01), off(mesh.vertices, 0.005)
-    return Stages(JointPrediction(off(joint.joints_cells, 0.3), joint.features),
-                  HandPrediction(rough, regressor @ rough, relative, mano, camera),
-                  HandPrediction(final, regressor @ final, relative, mano, camera))
+    return Stages(HandPrediction(rough, regressor @ rough, relative, mano, camera),
+                  HandPrediction(final, regressor @ final, relative, mano, camera),
+                  JointPrediction(off(joint.joints_cells, 0.3), joint.features))
 
 
 def leaves(stages: Stages) -> list[torch.Tensor]:
@@ -94,7 +92,7 @@ def test_mesh_and_joint_terms_are_metres_counted_on_rough_and_final_mesh(hand_mo
     terms = loss(stages._replace(mesh=shifted), targets)
     assert terms["mesh"].item() == pytest.approx(0.01, rel=1e-3)
     assert terms["joint"].item() == pytest.approx(0.02, rel=1e-3)
-    assert loss(stages._replace(mesh=shifted, final=shifted), targets)["mesh"].item() == pytest.approx(0.02, rel=1e-3)
+    assert loss(stages._replace(mesh=shifted, refined=shifted), targets)["mesh"].item() == pytest.approx(0.02, rel=1e-3)
 
 
 def test_the_laplacian_term_sees_the_final_mesh_only(hand_model):
@@ -102,20 +100,27 @@ def test_the_laplacian_term_sees_the_final_mesh_only(hand_model):
     stages, loss = perfect(targets), two_hand_loss(hand_model)
     bumpy = stages.mesh._replace(vertices=targets.vertices + 0.01 * torch.randn(1, 2, 778, 3))
     assert loss(stages._replace(mesh=bumpy), targets)["laplacian"] == 0
-    assert loss(stages._replace(final=bumpy), targets)["laplacian"] > 0
+    assert loss(stages._replace(refined=bumpy), targets)["laplacian"] > 0
 
 
 def test_without_a_refine_stage_the_rough_mesh_counts_once(hand_model):
     targets = random_targets(hand_model, 1)
     stages = noisy(hand_model, targets)
-    once = stages._replace(final=stages.mesh)
-    single = two_hand_loss(hand_model, refine_stage=False)(once, targets)
-    double = two_hand_loss(hand_model)(once, targets)
+    loss = two_hand_loss(hand_model)
+    single, double = (loss(stages._replace(refined=refined), targets) for refined in (None, stages.mesh))
     for name in ("mesh", "joint", "normal", "edge", "joint_projected"):
         torch.testing.assert_close(2 * single[name], double[name])
     for name in ("laplacian", "joint_25d", "relative", "pose", "shape"):
         torch.testing.assert_close(single[name], double[name])
     assert single["laplacian"] > 0
+
+
+def test_stages_without_25d_joints_have_no_term_for_them(hand_model):
+    targets = random_targets(hand_model, 1)
+    stages, loss = noisy(hand_model, targets), two_hand_loss(hand_model)
+    with_joints, without = loss(stages, targets), loss(stages._replace(joint=None), targets)
+    assert with_joints.keys() - without.keys() == {"joint_25d"}
+    torch.testing.assert_close(with_joints["total"] - with_joints["joint_25d"], without["total"])
 
 
 def test_the_25d_term_is_in_half_volumes_and_leaves_out_joints_outside_the_volume(hand_model):
@@ -137,9 +142,9 @@ def test_the_projected_term_compares_the_weak_cameras_picture_with_the_annotated
     camera = torch.tensor([scale, *move]).expand(1, 2, 3)
     exact = stages.mesh._replace(camera=camera)
     targets = targets._replace(joints_crop=seen)
-    assert loss(Stages(stages.joint, exact, exact), targets)["joint_projected"] < 1e-6
+    assert loss(Stages(exact, exact), targets)["joint_projected"] < 1e-6
     moved = exact._replace(camera=camera + torch.tensor([0, 0.1, 0.1]))
-    term = loss(Stages(stages.joint, moved, moved), targets)["joint_projected"]
+    term = loss(Stages(moved, moved), targets)["joint_projected"]
     assert term.item() == pytest.approx(0.2, rel=1e-4)                            # on both meshes
 
 
@@ -185,7 +190,7 @@ def test_mirroring_prediction_and_truth_changes_no_term(hand_model):
 
     cells = stages.joint.joints_cells
     mirrored_cells = torch.cat([mirror_crop(cells[..., :2] * SIZE / 8) * 8 / SIZE, cells[..., 2:].flip(1)], dim=-1)
-    mirrored = Stages(JointPrediction(mirrored_cells, cells), mirror_mesh(stages.mesh), mirror_mesh(stages.final))
+    mirrored = Stages(mirror_mesh(stages.mesh), mirror_mesh(stages.final), JointPrediction(mirrored_cells, cells))
     mirrored_targets = targets._replace(
         vertices=mirror_points(targets.vertices), joints=mirror_points(targets.joints),
         wrist=mirror_vectors(targets.wrist).flip(1), relative=mirror_relative(targets.relative),

@@ -1,18 +1,17 @@
 """The whole path learns: eight rendered pictures, by heart."""
 
-from dataclasses import asdict
 
 import pytest
 import torch
 from torch.utils.data import default_collate
 
-from common.losses import TwoHandLoss
-from common.nets.lgnet import build_lgnet
+from common.nets.zoo import build_model
 from common.score.metrics import PROTOCOLS, PredictedHands, sample_errors
 from data import build_reader
 from data.dataset import TwoHandDataset
 from data.synthetic.on_disk.generate import generate
 from data.synthetic.on_disk.plan import Settings
+from main.build import build_loss
 from main.config import load_config
 from main.engine.batches import on_device
 
@@ -29,9 +28,7 @@ def test_eight_fixed_samples_are_learned_to_less_than_five_millimetres(hand_mode
 
     torch.manual_seed(0)
     config = load_config("quickstart", ["model.input_size=64"])
-    model = build_lgnet(hand_model, depth_range=config.data.depth_range, **asdict(config.model))
-    loss = TwoHandLoss(hand_model.faces, input_size=64, depth_range=config.data.depth_range, refine_stage=True,
-                       **asdict(config.loss))
+    model, loss = build_model(config.model, hand_model), build_loss(config, hand_model)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     for _ in range(STEPS):

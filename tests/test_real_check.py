@@ -13,8 +13,8 @@ from tiny_snapshot import save_tiny_snapshot
 from torch import nn
 
 from common.hands import Hand
-from common.types import HandPrediction, JointPrediction, ManoParams, Stages
-from main.build import configured_dataset
+from common.types import HandPrediction, ManoParams, Stages
+from main.build import build_dataset
 from main.config import Config, DataConfig, ModelConfig
 from tool.dev.real_check import describe, measure
 
@@ -35,7 +35,7 @@ def joints_only(tmp_path_factory, hand_model) -> Fixture:
 
 def opened(fixture: Fixture, hand_model):
     config = Config(model=ModelConfig(input_size=32), data=DataConfig(root=str(fixture.root), filter="all"))
-    return configured_dataset(config, hand_model, "InterHand26M", "test", augmented=False)
+    return build_dataset(config, hand_model, "InterHand26M", "test")
 
 
 class Told(nn.Module):
@@ -50,7 +50,7 @@ class Told(nn.Module):
         self.given += len(image)
         zeros = torch.zeros(len(image), 2, 21, 3)
         hands = HandPrediction(vertices, zeros, zeros[:, 0, 0], ManoParams(zeros, zeros), zeros[:, :, 0])
-        return Stages(JointPrediction(zeros, zeros), hands, hands)
+        return Stages(hands, hands)
 
 
 def scaled_truth(fixture: Fixture, dataset) -> np.ndarray:

@@ -11,10 +11,18 @@ import torch
 
 from common.errors import UserError
 from common.files import ROOT
+from common.nets.pretrained import load_pretrained
 from common.nets.resnet import ResNet
 from common.nets.torchvision_import import import_torchvision
-from main.build import configured_model
+from common.nets.zoo import build_model
+from main.build import load_initial_weights
 from main.config import load_config
+
+
+def pretrained(name: str, source: str) -> ResNet:
+    net = ResNet(name)
+    load_pretrained(net, source)
+    return net
 
 
 @pytest.mark.parametrize(("name", "channels"), [("resnet18", (64, 64, 512)), ("resnet50", (64, 256, 2048))])
@@ -40,7 +48,7 @@ def test_weights_come_from_a_file_and_the_log_says_so(tmp_path, caplog):
     source = import_torchvision().models.resnet18()
     torch.save(source.state_dict(), tmp_path / "weights.pth")
     with caplog.at_level(logging.INFO):
-        net = ResNet("resnet18", str(tmp_path / "weights.pth"))
+        net = pretrained("resnet18", str(tmp_path / "weights.pth"))
     assert torch.equal(net.conv1.weight, source.conv1.weight)
     assert torch.equal(net.layer4[-1].bn2.running_var, source.layer4[-1].bn2.running_var)
     assert "weights.pth" in caplog.text
@@ -53,7 +61,7 @@ def test_names_that_a_wrapper_left_are_accepted_with_a_note(tmp_path, caplog, pr
     source = import_torchvision().models.resnet18()
     torch.save({f"{prefix}{name}": value for name, value in source.state_dict().items()}, tmp_path / "weights.pth")
     with caplog.at_level(logging.INFO):
-        net = ResNet("resnet18", str(tmp_path / "weights.pth"))
+        net = pretrained("resnet18", str(tmp_path / "weights.pth"))
     assert torch.equal(net.conv1.weight, source.conv1.weight)
     assert torch.equal(net.layer4[-1].bn2.running_var, source.layer4[-1].bn2.running_var)
     assert all(f"begin with '{wrapper}.'" in caplog.text for wrapper in prefix.split(".")[:-1])
@@ -64,18 +72,18 @@ def test_names_of_which_only_some_begin_like_a_wrappers_are_left_as_they_are(tmp
     state["module.conv1.weight"] = state.pop("conv1.weight")
     torch.save(state, tmp_path / "weights.pth")
     with pytest.raises(UserError, match="missing, unknown or of another shape"):
-        ResNet("resnet18", str(tmp_path / "weights.pth"))
+        pretrained("resnet18", str(tmp_path / "weights.pth"))
 
 
-def test_without_weights_the_log_says_scratch(caplog):
-    with caplog.at_level(logging.INFO):
+def test_building_a_backbone_says_nothing(caplog):
+    with caplog.at_level(logging.DEBUG):
         ResNet("resnet18")
-    assert [record.message for record in caplog.records] == ["resnet18 starts from scratch"]
+    assert caplog.records == []
 
 
 def test_a_missing_file_of_weights_is_named():
     with pytest.raises(UserError, match="nowhere.pth"):
-        ResNet("resnet18", "nowhere.pth")
+        pretrained("resnet18", "nowhere.pth")
 
 
 @pytest.mark.parametrize("content", ["other network", "no dict", "empty dict", "rubbish", "code"])
@@ -89,7 +97,7 @@ def test_a_file_that_is_no_state_dict_of_the_network_is_refused(tmp_path, conten
             "code": {"run": print},
         }[content], path)
     with pytest.raises(UserError, match="weights.pth"):
-        ResNet("resnet18", str(path))
+        pretrained("resnet18", str(path))
 
 
 def test_a_download_that_fails_is_a_users_error(monkeypatch):
@@ -100,7 +108,7 @@ def test_a_download_that_fails_is_a_users_error(monkeypatch):
     monkeypatch.setattr(hub, "load_state_dict_from_url", offline)
     monkeypatch.setattr(import_torchvision().models._api, "load_state_dict_from_url", offline)
     with pytest.raises(UserError, match="could not be downloaded"):
-        ResNet("resnet18", "imagenet")
+        pretrained("resnet18", "imagenet")
 
 
 def test_only_the_known_import_failure_is_worked_around(monkeypatch):
@@ -128,7 +136,9 @@ def test_the_shipped_backbone_is_what_the_quickstart_starts_from(hand_model, cap
     config = load_config("quickstart")
     shipped = stored_backbone(ROOT / config.model.pretrained)
     with caplog.at_level(logging.INFO):
-        state = configured_model(config, hand_model).backbone.state_dict()
+        model = build_model(config.model, hand_model)
+        load_initial_weights(model, config, hand_model)
+    state = model.backbone.state_dict()
     assert state.keys() == shipped.keys()
     assert all(torch.equal(state[name], value.to(state[name].dtype)) for name, value in shipped.items())
     assert config.model.pretrained in caplog.text

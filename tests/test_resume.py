@@ -10,8 +10,9 @@ import torch
 from forks import at_call, count_calls, die, run_in_fork
 from torch import nn
 from torch.utils._pytree import tree_leaves
-from toy_training import CPU, SHORT, ToyHands, assert_same_end, resumed, toy_trainer
+from toy_training import CPU, SHORT, ToyHands, assert_same_end, resumed, stop_after, toy_trainer
 
+import main.engine.run.folder as folder_module
 import main.engine.run.snapshots as checkpoint
 import main.engine.trainer as trainer_module
 from common import files
@@ -61,7 +62,7 @@ def test_loader_processes_change_no_bit(dataset, tmp_path, reference):
 HALF = "half"       # inside a call of torch.save, besides False for before a call and True for after it
 SAVES = {"a whole snapshot": 2, "a partial snapshot": 3}    # by number in the run
 KILL_POINTS = {
-    **{f"at step {step}": (Trainer, "_update", step + 1, False) for step in (0, 2, 4)},
+    **{f"at step {step}": (Trainer, "update", step + 1, False) for step in (0, 2, 4)},
     **{f"half of {what}": (checkpoint.torch, "save", save, HALF) for what, save in SAVES.items()},
     **{f"{what} on the disk": (os, "fsync", 4 * save - 3, True) for what, save in SAVES.items()},
     **{f"{what} in its place": (os, "replace", 2 * save - 1, True) for what, save in SAVES.items()},
@@ -69,10 +70,10 @@ KILL_POINTS = {
        for what, save in SAVES.items()},
     **{f"the digest of {what} in its place": (os, "replace", 2 * save, True)
        for what, save in SAVES.items()},
-    **{f"before cleaning up after {what}": (trainer_module, "remove_old_snapshots", save, False)
+    **{f"before cleaning up after {what}": (folder_module, "remove_old_snapshots", save, False)
        for what, save in SAVES.items()},
     **{f"while cleaning up, file {call}": (Path, "unlink", call, True) for call in (1, 4)},
-    "after cleaning up": (trainer_module, "remove_old_snapshots", 2, True),
+    "after cleaning up": (folder_module, "remove_old_snapshots", 2, True),
 }
 VALIDATION_POINTS = {
     "before a validation": (Evaluator, "run", 1, False),
@@ -111,12 +112,12 @@ def test_a_killed_run_loses_no_save_and_continues_to_the_same_bits(dataset, tmp_
 
 def watch_steps(file: Path) -> None:
     """Note each step that was done."""
-    def update(trainer, *args, original=Trainer._update):
+    def update(trainer, *args, original=Trainer.update):
         original(trainer, *args)
         with open(file, "a") as out:
             out.write("x")
 
-    Trainer._update = update
+    Trainer.update = update
 
 
 @pytest.mark.scorecard("kill points")
@@ -141,7 +142,7 @@ def test_runs_killed_at_two_hundred_random_points_continue_to_the_same_bits(
         dataset, few, tmp_path, reference, record_property):
     """Half of the runs may be killed a second time while they go on."""
     events = [(os, "fsync"), (os, "replace"), (checkpoint.torch, "save"), (Path, "unlink"),
-              (files.HashedFile, "write"), (trainer_module, "remove_old_snapshots"), (Trainer, "_update"),
+              (files.HashedFile, "write"), (folder_module, "remove_old_snapshots"), (Trainer, "update"),
               (Evaluator, "_score"), (Evaluator, "scores")]
 
     def count() -> int:
@@ -173,9 +174,7 @@ def test_runs_killed_at_two_hundred_random_points_continue_to_the_same_bits(
 @pytest.mark.parametrize("forgotten",
                          ["model", "optimizer", "random_states", "schedule", "next_sample", "batch norm"])
 def test_the_comparison_notices_whatever_is_not_restored(dataset, tmp_path, reference, monkeypatch, forgotten):
-    monkeypatch.setattr(Trainer, "_agree", lambda self, *_: (False, signal.SIGTERM * (self.step == 4), False))
-    assert toy_trainer(dataset, tmp_path, **SHORT).fit() == 143
-    monkeypatch.undo()
+    assert toy_trainer(dataset, tmp_path, on_step=stop_after(4), **SHORT).fit() == 143
     trainer = resumed(dataset, tmp_path, **SHORT)
     if forgotten == "model":
         nn.init.zeros_(trainer.model.heads["rough"].bias)
@@ -187,7 +186,7 @@ def test_the_comparison_notices_whatever_is_not_restored(dataset, tmp_path, refe
         monkeypatch.setattr(trainer_module, "learning_rate",
                             lambda settings, step, epoch: learning_rate(settings, step - 5, epoch - 1))
     elif forgotten == "next_sample":
-        trainer.batch = 0
+        trainer.progress.batch = 0
     else:
         trainer.model.norm.reset_running_stats()
     assert trainer.fit() == 0
@@ -201,7 +200,7 @@ def test_the_comparison_notices_whatever_is_not_restored(dataset, tmp_path, refe
 def test_a_run_goes_on_inside_an_epoch_with_another_number_of_loader_processes(
         dataset, tmp_path, reference, before, after):
     def train_and_die() -> int:
-        at_call(Trainer, "_update", 5, die, after=False)
+        at_call(Trainer, "update", 5, die, after=False)
         return toy_trainer(dataset, tmp_path, workers=before, save_every=4, **SHORT).fit()
 
     assert_killed(run_in_fork(train_and_die))
@@ -252,12 +251,12 @@ def test_an_epoch_whose_last_step_is_left_out_stays_so_when_it_is_continued(data
 def test_snapshots_inside_an_epoch_replace_one_another(dataset, tmp_path):
     seen = []
 
-    def look(trainer, *args, original=Trainer._update):
+    def look(trainer, *args, original=Trainer.update):
         seen.append([path.name for path in snapshots_in(tmp_path / "model_dump")])
         original(trainer, *args)
 
     trainer = toy_trainer(dataset, tmp_path, save_every=1, epochs=2)
-    trainer._update = look.__get__(trainer)
+    trainer.update = look.__get__(trainer)
     assert trainer.fit() == 0
     names = [[], *(f"partial_0_{n}.pth.tar".split() for n in (2, 4)), ["snapshot_0.pth.tar"],
              *(["snapshot_0.pth.tar", f"partial_1_{n}.pth.tar"] for n in (2, 4))]
@@ -295,20 +294,17 @@ def test_a_cosine_decay_is_torchs():
 
 
 @pytest.mark.parametrize("decay", ["drops", "cosine"])
-@pytest.mark.parametrize("stop_after", [2, 4])
-def test_the_rate_of_every_step_is_the_same_after_an_interruption(dataset, tmp_path, monkeypatch, stop_after, decay):
+@pytest.mark.parametrize("stop_at", [2, 4])
+def test_the_rate_of_every_step_is_the_same_after_an_interruption(dataset, tmp_path, stop_at, decay):
     """In the warm-up before the drop and after it."""
     settings, rates = {"warmup_steps": 4, "lr_decay": decay, **SHORT}, []
 
-    def note(trainer, *args, original=Trainer._update):
-        original(trainer, *args)
+    def note(trainer: Trainer) -> None:
         rates.append(trainer.optimizer.param_groups[0]["lr"])
-        if len(rates) == stop_after:
-            os.kill(os.getpid(), signal.SIGTERM)    # it is met in the step after
+        stop_after(stop_at)(trainer)
 
-    monkeypatch.setattr(Trainer, "_update", note)
-    assert toy_trainer(dataset, tmp_path, **settings).fit() == 143
-    assert resumed(dataset, tmp_path, **settings).fit() == 0
+    assert toy_trainer(dataset, tmp_path, on_step=note, **settings).fit() == 143
+    assert resumed(dataset, tmp_path, on_step=note, **settings).fit() == 0
     steps = [learning_rate(TrainConfig(lr=1e-2, **settings), step, step / 3) for step in range(6)]
     assert rates == pytest.approx(steps, rel=1e-12) and len(set(steps)) >= 4
 

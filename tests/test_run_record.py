@@ -19,9 +19,10 @@ from toy_training import toy_trainer
 
 from common.errors import UserError
 from common.files import ROOT
-from main.config import Config, DataConfig, ModelConfig, TrainConfig, config_to_dict
+from main.config import Config, DataConfig, ModelConfig
 from main.engine.evaluator import report
 from main.engine.processes.launch import Process
+from main.engine.progress import Outcome
 from main.engine.run import provenance
 from main.engine.run.provenance import (
     code_revision,
@@ -33,7 +34,7 @@ from main.engine.run.provenance import (
     versions,
 )
 from main.engine.run.record import RECORD_FILE, Start, fit_recorded, read_record
-from main.engine.run.snapshots import load_latest, load_weights, save_snapshot, snapshot_path
+from main.engine.run.snapshots import load_latest, save_snapshot, snapshot_path
 from tool.doctor import report_run
 
 TORCH = metadata.version("torch")     # a wheel may leave the build, as in 2.13.0+cu130, to torch.__version__
@@ -45,19 +46,17 @@ def command_line(monkeypatch):
     monkeypatch.setattr(sys, "argv", [str(ROOT / "main" / COMMAND[0]), *COMMAND[1:]])
 
 
-def config_of(output: Path, data_root: Path, **train) -> Config:
-    return Config(output=str(output), data=DataConfig(root=str(data_root)), train=TrainConfig(**train))
+def on(data_root: Path, **model) -> Config:
+    return Config(data=DataConfig(root=str(data_root)), model=ModelConfig(**model))
 
 
 def recorded(dataset, data_root: Path, output: Path, *, resume: bool = False, **train) -> int:
     """A toy run of an epoch, as train.py would do it."""
-    train = {"epochs": 1, "lr_drops": (), "seed": 3} | train
-    trainer = toy_trainer(dataset, output, **train)
+    trainer = toy_trainer(dataset, output, config=on(data_root), **{"epochs": 1, "lr_drops": (), "seed": 3} | train)
     if resume:
-        snapshot, path = load_latest(output / "model_dump")
-        load_weights(trainer.model, snapshot.model, str(path))
-        trainer.restore(snapshot)
-    return fit_recorded(trainer, config_of(output, data_root, **train), resume=resume)
+        trainer.restore(load_latest(output / "model_dump")[0])
+        trainer.run.resume = True
+    return fit_recorded(trainer)
 
 
 # ---------------------------------------------------------------- what is in it
@@ -65,7 +64,8 @@ def recorded(dataset, data_root: Path, output: Path, *, resume: bool = False, **
 def test_a_run_leaves_all_that_is_needed_to_repeat_it(dataset, data_root, hand_model, tmp_path):
     assert recorded(dataset, data_root, tmp_path) == 0
     start, end = read_record(tmp_path)
-    assert start.config == portable(config_to_dict(config_of(tmp_path, data_root, epochs=1, lr_drops=(), seed=3)))
+    assert start.config == portable(load_latest(tmp_path / "model_dump")[0].config)
+    assert (start.config["train"]["seed"], start.config["data"]["root"]) == (3, portable(str(data_root)))
     assert (start.command, start.continues, start.step) == (["{repository}/main/train.py", "--gpu", "cpu"], False, 0)
     assert start.versions["torch"] == TORCH and start.versions["python"] == sys.version.split()[0]
     assert start.program["sources_sha256"] == sources_sha256(ROOT)
@@ -95,20 +95,21 @@ def test_a_rendered_set_is_recorded_by_its_settings_and_weights_by_their_digest(
     (root / "synthetic.json").write_text('{"frames": 40, "seed": 7}')
     weights = tmp_path / "weights.pth"
     weights.write_bytes(b"weights")
-    config = replace(config_of(tmp_path / "run", root), model=ModelConfig(pretrained=str(weights)))
-    fit_recorded(toy_trainer(dataset, tmp_path / "run", epochs=1, lr_drops=()), config, resume=False)
+    config = on(root, pretrained=str(weights))
+    fit_recorded(toy_trainer(dataset, tmp_path / "run", epochs=1, lr_drops=(), config=config))
     start = read_record(tmp_path / "run")[0]
     assert start.data["rendered"] == {"frames": 40, "seed": 7}
     assert start.pretrained == hashlib.sha256(b"weights").hexdigest()
 
 
 @pytest.mark.parametrize(("outcome", "code", "result"), [
-    (lambda: 143, 143, "stopped by SIGTERM"), (lambda: 130, 130, "stopped by SIGINT"), (lambda: 3, 3, "diverged"),
+    (Outcome.TERMINATED, 143, "stopped by SIGTERM"), (Outcome.INTERRUPTED, 130, "stopped by SIGINT"),
+    (Outcome.DIVERGED, 3, "diverged"), (Outcome.COMPLETE, 0, "complete"),
 ])
 def test_the_end_is_told_by_its_exit_code(dataset, data_root, tmp_path, outcome, code, result):
-    trainer = toy_trainer(dataset, tmp_path, epochs=1, lr_drops=())
-    trainer.fit = outcome
-    assert fit_recorded(trainer, config_of(tmp_path, data_root), resume=False) == code
+    trainer = toy_trainer(dataset, tmp_path, epochs=1, lr_drops=(), config=on(data_root))
+    trainer.fit = lambda: outcome
+    assert fit_recorded(trainer) == code
     end = read_record(tmp_path)[-1]
     assert (end.code, end.result) == (code, result)
 
@@ -119,14 +120,14 @@ def test_the_end_is_told_by_its_exit_code(dataset, data_root, tmp_path, outcome,
     (KeyboardInterrupt(), 130, "stopped by SIGINT"),
 ])
 def test_an_error_is_recorded_and_goes_on_its_way(dataset, data_root, tmp_path, error, code, result):
-    trainer = toy_trainer(dataset, tmp_path, epochs=1, lr_drops=())
+    trainer = toy_trainer(dataset, tmp_path, epochs=1, lr_drops=(), config=on(data_root))
 
     def fail():
         raise error
 
     trainer.fit = fail
     with pytest.raises(type(error)):
-        fit_recorded(trainer, config_of(tmp_path, data_root), resume=False)
+        fit_recorded(trainer)
     end = read_record(tmp_path)[-1]
     assert (end.code, end.result) == (code, result)
 
@@ -134,9 +135,9 @@ def test_an_error_is_recorded_and_goes_on_its_way(dataset, data_root, tmp_path, 
 def test_a_killed_run_has_a_start_and_no_end(dataset, data_root, tmp_path, capsys):
     child = os.fork()
     if child == 0:
-        trainer = toy_trainer(dataset, tmp_path, epochs=1, lr_drops=())
+        trainer = toy_trainer(dataset, tmp_path, epochs=1, lr_drops=(), config=on(data_root))
         trainer.fit = lambda: os.kill(os.getpid(), signal.SIGKILL)
-        fit_recorded(trainer, config_of(tmp_path, data_root), resume=False)
+        fit_recorded(trainer)
         os._exit(0)
     assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
     assert [type(entry) for entry in read_record(tmp_path)] == [Start]
@@ -146,8 +147,8 @@ def test_a_killed_run_has_a_start_and_no_end(dataset, data_root, tmp_path, capsy
 
 def test_several_processes_write_one_record_that_names_all_their_devices(dataset, data_root, tmp_path):
     def worker(process: Process) -> int:
-        trainer = toy_trainer(dataset, tmp_path, process=process, epochs=1, lr_drops=())
-        return fit_recorded(trainer, config_of(tmp_path, data_root), resume=False)
+        trainer = toy_trainer(dataset, tmp_path, process=process, epochs=1, lr_drops=(), config=on(data_root))
+        return fit_recorded(trainer)
 
     assert [ended.code for ended in run_group(worker, tmp_path)] == [0, 0]
     start, end = read_record(tmp_path)
@@ -155,15 +156,15 @@ def test_several_processes_write_one_record_that_names_all_their_devices(dataset
 
 
 def test_an_end_that_cannot_be_written_changes_no_exit_code(dataset, data_root, tmp_path, caplog):
-    trainer = toy_trainer(dataset, tmp_path, epochs=1, lr_drops=())
+    trainer = toy_trainer(dataset, tmp_path, epochs=1, lr_drops=(), config=on(data_root))
 
-    def fit() -> int:
+    def fit() -> Outcome:
         (tmp_path / RECORD_FILE).unlink()
         (tmp_path / RECORD_FILE).mkdir()
-        return 0
+        return Outcome.COMPLETE
 
     trainer.fit = fit
-    assert fit_recorded(trainer, config_of(tmp_path, data_root), resume=False) == 0
+    assert fit_recorded(trainer) == 0
     assert "The end of the run is not in its record." in caplog.text
 
 

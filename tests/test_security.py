@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from hostile_pickles import extension, running_pickles  # noqa: F401
-from torch import nn
 
 from common.errors import UserError
-from common.nets.resnet import load_pretrained
+from common.nets.pretrained import load_pretrained
+from common.nets.resnet import ResNet
 from main.engine.run.snapshots import load_snapshot
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,7 +65,7 @@ def test_pretrained_weights_that_would_run_code_are_refused_and_run_nothing(tmp_
     file = tmp_path / "weights.pth"
     file.write_bytes(wrap(running_pickles(tmp_path / "executed")[kind]))
     with pytest.raises(UserError, match="weights.pth', which cannot be read: .+") as error:
-        load_pretrained(nn.Module(), "resnet18", str(file))
+        load_pretrained(ResNet("resnet18"), str(file))
     assert not (tmp_path / "executed").exists()
     assert "can still be loaded" not in str(error.value)        # torch's advice to read the file unprotected
 

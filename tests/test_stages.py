@@ -3,15 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_lgnet import SIZE, random_camera, random_images, tiny_lgnet
+from tiny_lgnet import random_images, tiny_lgnet
 
-from common.errors import UserError
-from common.geometry import cells_to_crop, grid_to_crop, project, project_weak
+from common.geometry import cells_to_crop
 from common.hands import Hand, mirror_points
 from common.mano.model import ManoLayer
 from common.nets.joint_head import HeatmapJoints, JointHead
 from common.nets.layers import PerHand, sample_map, sample_tokens
-from common.types import GroundTruthCamera, JointPrediction, ManoParams
+from common.types import JointPrediction, ManoParams
 
 C = 64
 
@@ -100,7 +99,7 @@ def test_sampling_an_image_at_a_pixel_reads_that_pixel():
 # ---------------------------------------------------------------- mesh stage
 
 def test_an_untrained_network_starts_near_the_mean_hand(hand_model):
-    head = tiny_lgnet(hand_model, lgfa="prenorm").mano_head
+    head = tiny_lgnet(hand_model, "lgfa_prenorm").mano_head
     joint = JointPrediction(torch.full((2, 2, 21, 3), 4.0), torch.randn(2, 2, 21, 32))
     mesh = head(torch.randn(2, 2, 64, 40), joint)
 
@@ -131,8 +130,8 @@ def _mean_rotations_by_expm(hand_model) -> torch.Tensor:
 def test_tied_pose_nets_treat_both_hands_alike(hand_model):
     pose = tiny_lgnet(hand_model).mano_head.pose
     pose.nets[Hand.LEFT].load_state_dict(pose.nets[Hand.RIGHT].state_dict())
-    features, coordinates = torch.randn(2, 2, 21, 32), torch.randn(2, 2, 21, 3)
-    torch.testing.assert_close(pose(features.flip(1), coordinates.flip(1)), pose(features, coordinates).flip(1))
+    inputs = torch.randn(2, 2, 64, 40), torch.randn(2, 2, 21, 32), torch.randn(2, 2, 21, 3)
+    torch.testing.assert_close(pose(*(each.flip(1) for each in inputs)), pose(*inputs).flip(1))
 
 
 def test_depth_reaches_the_pose_in_the_same_unit_whatever_the_cells_cover(hand_model):
@@ -164,21 +163,21 @@ def mirrored(mesh, images, tokens):
 
 def test_the_shared_refine_net_commutes_with_the_mirror(model):
     inputs = refine_inputs(model)
-    straight, turned = model.refine(*inputs, None), model.refine(*mirrored(*inputs), None)
+    straight, turned = model.refine(*inputs), model.refine(*mirrored(*inputs))
     assert (straight.vertices - inputs[0].vertices).abs().max() > 1e-4
     torch.testing.assert_close(turned.vertices, mirror_points(straight.vertices), atol=1e-6, rtol=1e-5)
 
 
 def test_separate_refine_nets_do_not_commute_with_the_mirror(hand_model):
-    model = tiny_lgnet(hand_model, refine_shared=False)
+    model = tiny_lgnet(hand_model, "refine_unshared")
     inputs = refine_inputs(model)
-    straight, turned = model.refine(*inputs, None), model.refine(*mirrored(*inputs), None)
+    straight, turned = model.refine(*inputs), model.refine(*mirrored(*inputs))
     assert (turned.vertices - mirror_points(straight.vertices)).abs().max() > 1e-4
 
 
 def test_offsets_leave_the_wrist_at_the_origin(model):
     inputs = refine_inputs(model)
-    torch.testing.assert_close(model.refine(*inputs, None).joints[:, :, 0], inputs[0].joints[:, :, 0],
+    torch.testing.assert_close(model.refine(*inputs).joints[:, :, 0], inputs[0].joints[:, :, 0],
                                atol=1e-6, rtol=0)
 
 
@@ -189,7 +188,7 @@ def test_every_hidden_unit_before_the_offsets_sees_vertices_on_both_sides_of_zer
     last = model.refine.offset_net.nets[0].layers[-1]
     active = []
     last.to_out.register_forward_pre_hook(lambda _, inputs: active.append((inputs[0] > 0).flatten(0, -2)))
-    model.refine(*refine_inputs(model), None)
+    model.refine(*refine_inputs(model))
     share = active[-1].float().mean(dim=0)
     assert share.shape == (32,) and 0.05 < share.min() and share.max() < 0.95
 
@@ -197,31 +196,5 @@ def test_every_hidden_unit_before_the_offsets_sees_vertices_on_both_sides_of_zer
 def test_the_camera_gets_no_gradient_from_where_features_were_sampled(model):
     mesh, images, tokens = refine_inputs(model)
     mesh = mesh._replace(camera=mesh.camera.requires_grad_())
-    model.refine(mesh, images, tokens, None).vertices.square().sum().backward()
+    model.refine(mesh, images, tokens).vertices.square().sum().backward()
     assert mesh.camera.grad is None
-
-
-def test_the_true_camera_samples_where_the_hands_are(model, hand_model):
-    """Put the weak camera's picture of the hands where the true camera sees them: both sample the same features."""
-    true = tiny_lgnet(hand_model, refine_camera="ground_truth")
-    mesh, images, tokens = refine_inputs(model)
-    far = 1000.0                                            # perspective becomes weak
-    camera = GroundTruthCamera(
-        torch.tensor([[far * SIZE * 2.5, 0, 40.0], [0, far * SIZE * 2.5, 30.0], [0, 0, 1]]).expand(2, 3, 3),
-        torch.tensor([0.001, -0.002, far]).expand(2, 2, 3),
-    )
-    wrist_crop = project(camera.wrist, camera.camera_crop)
-    weak = torch.cat([torch.full((2, 2, 1), 5.0), (2 * wrist_crop + 1) / SIZE - 1], dim=-1)
-    seen_weakly = grid_to_crop(project_weak(mesh.vertices, weak), SIZE)
-    seen_truly = project(mesh.vertices + camera.wrist[:, :, None], camera.camera_crop[:, None])
-    torch.testing.assert_close(seen_weakly, seen_truly, atol=0.05, rtol=0)
-    by_truth = true.refine(mesh, images, tokens, camera).vertices
-    by_weak = model.refine(mesh._replace(camera=weak), images, tokens, None).vertices
-    torch.testing.assert_close(by_truth, by_weak, atol=1e-4, rtol=0)
-
-
-def test_the_true_camera_must_be_given_where_it_is_asked_for(hand_model):
-    model = tiny_lgnet(hand_model, refine_camera="ground_truth")
-    assert model(random_images(1), random_camera(1)).final.vertices.isfinite().all()
-    with pytest.raises(UserError, match="refine_camera"):
-        model(random_images(1))

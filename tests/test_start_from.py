@@ -8,20 +8,21 @@ import torch
 from toy_training import CPU
 
 from common.errors import UserError
-from main.build import starting_model
+from common.nets.zoo import build_model
+from main.build import load_initial_weights
 from main.config import load_config
 from main.engine.run.snapshots import load_latest, save_snapshot
-from main.engine.trainer import Trainer
+from main.train import train
 
-ROUGH = "model.refine_stage=false"
+COARSE = "model.variants=[lgfa_prenorm, wo_refine_stage]"
 
 
 @pytest.fixture(scope="module")
 def snapshot(config_file, tmp_path_factory):
     """Of a run without the refine stage."""
     output = tmp_path_factory.mktemp("rough")
-    config = load_config(str(config_file), [ROUGH, "train.epochs=1", f"output={output}"])
-    assert Trainer.build(config, CPU, resume=False).fit() == 0
+    config = load_config(str(config_file), [COARSE, "train.epochs=1", f"output={output}"])
+    assert train(config, False, CPU) == 0
     return load_latest(output / "model_dump")
 
 
@@ -29,9 +30,15 @@ def configured(config_file, path, *changes):
     return load_config(str(config_file), [f"train.start_from={path}", *changes])
 
 
+def starting_model(config, hand_model) -> torch.nn.Module:
+    model = build_model(config.model, hand_model)
+    load_initial_weights(model, config, hand_model)
+    return model
+
+
 def test_a_run_starts_with_the_weights_it_was_given(config_file, snapshot, hand_model):
     found, path = snapshot
-    model = starting_model(configured(config_file, path, ROUGH), hand_model)
+    model = starting_model(configured(config_file, path, COARSE), hand_model)
     for name, value in model.state_dict().items():
         assert torch.equal(value, found.model[name]), name
 
@@ -52,7 +59,7 @@ def test_a_part_that_the_model_lacks_is_left_out_and_named(config_file, snapshot
     path = tmp_path / "model_dump" / "snapshot_0.pth.tar"
     save_snapshot(dataclasses.replace(found, model=found.model | {"refine.weight": torch.zeros(3)}), path)
     caplog.set_level(logging.INFO)
-    model = starting_model(configured(config_file, path, ROUGH), hand_model)
+    model = starting_model(configured(config_file, path, COARSE), hand_model)
     assert all(torch.equal(value, found.model[name]) for name, value in model.state_dict().items())
     assert f"Starts from {path}; left out: refine." in caplog.text
 

@@ -3,9 +3,7 @@
 import itertools
 import json
 import math
-import os
 import shutil
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -20,18 +18,18 @@ from tiny_lgnet import tiny_lgnet
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.utils._python_dispatch import TorchDispatchMode
-from toy_training import CPU, ToyHands, assert_same_end, resumed, toy_trainer
+from toy_training import ToyHands, assert_same_end, resumed, stop_after, toy_trainer
 
-import main.engine.batches as loading_module
+import main.engine.run.log as log_module
 import main.engine.trainer as trainer_module
 from common.errors import UserError
 from common.predict.fast import can_compile
 from common.types import Stages
 from main.config import TrainConfig
-from main.engine.batches import TrainingBatch, training_batches
+from main.engine.batches import TrainingBatch
 from main.engine.processes.launch import Process
 from main.engine.processes.signals import StopRequest
-from main.engine.run.log import Recorder
+from main.engine.run.log import StepLog
 from main.engine.run.snapshots import Snapshot, load_latest
 from main.engine.trainer import Trainer
 from tool.dev import bench
@@ -59,7 +57,7 @@ class ConvHands(PlainHands):
         super().__init__()
         self.stem = nn.Conv2d(3, 3, 3, padding=1)
 
-    def forward(self, image: Tensor, camera: object = None) -> Stages:
+    def forward(self, image: Tensor) -> Stages:
         return super().forward(self.stem(image))
 
 
@@ -70,13 +68,13 @@ def trainer_of(model: Callable[[], nn.Module], dataset, output: Path, **settings
 
 def end_of(trainer: Trainer) -> Snapshot:
     assert trainer.fit() == 0
-    return load_latest(trainer.snapshots)[0]
+    return load_latest(trainer.run.snapshots)[0]
 
 
 # ---------------------------------------------------------------- several batches for each step
 
 def first_gradients(trainer: Trainer) -> dict[str, Tensor]:
-    trainer._gradients(training_batches(trainer.loader, CPU.device))
+    trainer.gradients(iter(trainer.batches))
     return {name: parameter.grad for name, parameter in trainer.model.named_parameters()}
 
 
@@ -97,12 +95,12 @@ def test_three_batches_of_two_train_like_one_of_six(dataset, tmp_path):
 
 @pytest.mark.parametrize("mistake", ["the sum instead of the mean", "the last batch alone"])
 def test_the_comparison_notices_a_wrong_mean(dataset, tmp_path, monkeypatch, mistake):
-    def backward(trainer, batch, share, original=Trainer._backward):
+    def backward(trainer, batch, share, original=Trainer.backward):
         if mistake == "the last batch alone":
             trainer.optimizer.zero_grad()
         return original(trainer, batch, share if "last" in mistake else 1.0)
 
-    monkeypatch.setattr(Trainer, "_backward", backward)
+    monkeypatch.setattr(Trainer, "backward", backward)
     with pytest.raises(AssertionError):
         assert_like_one_large_batch(dataset, tmp_path)
 
@@ -117,26 +115,21 @@ def test_the_comparison_notices_a_wrong_mean(dataset, tmp_path, monkeypatch, mis
 def test_an_incomplete_last_step_is_left_out(dataset, tmp_path, monkeypatch, batch_size, accumulate, batches, steps):
     taken = []
 
-    def gradients(trainer, batches, original=Trainer._gradients):
+    def gradients(trainer, batches, original=Trainer.gradients):
         learned = original(trainer, batches)
         taken.append([len(indices) for indices in learned.indices])
         return learned
 
-    monkeypatch.setattr(Trainer, "_gradients", gradients)
+    monkeypatch.setattr(Trainer, "gradients", gradients)
     snapshot = end_of(trainer_of(PlainHands, dataset, tmp_path, batch_size=batch_size, accumulate=accumulate))
     assert taken == [[batch_size] * count for count in batches] * 3
     assert (snapshot.step, snapshot.next_epoch) == (steps, 3)
 
 
-def test_the_rate_follows_the_steps_and_not_their_batches(dataset, tmp_path, monkeypatch):
+def test_the_rate_follows_the_steps_and_not_their_batches(dataset, tmp_path):
     rates = []
-
-    def update(trainer, grad_norm, original=Trainer._update):
-        original(trainer, grad_norm)
-        rates.append(trainer.optimizer.param_groups[0]["lr"])
-
-    monkeypatch.setattr(Trainer, "_update", update)
-    end_of(trainer_of(PlainHands, dataset, tmp_path, batch_size=1, accumulate=3, warmup_steps=4, lr=1.0, lr_drops=(2,)))
+    end_of(trainer_of(PlainHands, dataset, tmp_path, batch_size=1, accumulate=3, warmup_steps=4, lr=1.0, lr_drops=(2,),
+                      on_step=lambda trainer: rates.append(trainer.optimizer.param_groups[0]["lr"])))
     assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 0.1, 0.1])
 
 
@@ -150,7 +143,7 @@ def test_processes_share_the_gradients_of_a_step_once(dataset, tmp_path, monkeyp
         trainer.parallel.register_comm_hook(None, lambda _, bucket: (
             shared.append(bucket.index()), allreduce_hook(None, bucket))[1])
         code = trainer.fit()
-        return code if shared == [0] * trainer.step else 77
+        return code if shared == [0] * trainer.progress.step else 77
 
     assert run_group(worker, tmp_path) == [(0, ""), (0, "")]
     together = load_latest(tmp_path / "two" / "model_dump")[0]
@@ -158,25 +151,19 @@ def test_processes_share_the_gradients_of_a_step_once(dataset, tmp_path, monkeyp
     assert (together.world_size, together.step) == (2, alone.step) == (2, 3)
     torch.testing.assert_close(together.model, alone.model, rtol=0, atol=1e-6)
 
-    monkeypatch.setattr(Trainer, "_unshared_gradients", lambda trainer: nullcontext())
+    monkeypatch.setattr(Trainer, "unshared_gradients", lambda trainer: nullcontext())
     assert [ended.code for ended in run_group(worker, tmp_path)] == [77, 77]
 
 
 @pytest.mark.parametrize("stop_at", [1, 4])
 def test_a_stop_between_the_steps_of_several_batches_continues_to_the_same_bits(
-        dataset, tmp_path, monkeypatch, stop_at):
+        dataset, tmp_path, stop_at):
     """Nine steps of two batches, each with dropout of its own."""
     settings = {"batch_size": 1, "accumulate": 2, "lr": 1e-3}
     whole = end_of(trainer_of(DroppingHands, dataset, tmp_path / "whole", **settings))
 
-    def update(trainer, grad_norm, original=Trainer._update):
-        original(trainer, grad_norm)
-        if trainer.step == stop_at:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(Trainer, "_update", update)
-    assert trainer_of(DroppingHands, dataset, tmp_path / "cut", **settings).fit() == 143
-    monkeypatch.undo()
+    cut = trainer_of(DroppingHands, dataset, tmp_path / "cut", on_step=stop_after(stop_at), **settings)
+    assert cut.fit() == 143
     assert resumed(dataset, tmp_path / "cut", model=DroppingHands(), **settings).fit() == 0
     assert whole.step == 9
     assert_same_end(tmp_path / "cut", whole)
@@ -193,8 +180,7 @@ def test_a_number_that_is_not_finite_in_any_batch_of_a_step_stops_before_the_upd
 
     trainer.loss = poisoned
     weights = []
-    trainer._update = lambda norm, update=trainer._update: (
-        update(norm), weights.append(trainer.model.heads["rough"].weight.detach().clone()))
+    trainer.on_step = lambda trainer: weights.append(trainer.model.heads["rough"].weight.detach().clone())
     assert trainer.fit() == 3
     assert len(weights) == 1 and torch.equal(trainer.model.heads["rough"].weight, weights[0])
     [process] = json.loads((tmp_path / "log" / "nonfinite_step_1.json").read_text())["processes"]
@@ -202,14 +188,13 @@ def test_a_number_that_is_not_finite_in_any_batch_of_a_step_stops_before_the_upd
     assert sorted(sample["index"] for batch in process["batches"] for sample in batch["samples"]) == list(range(6))
 
 
-def test_figures_are_means_over_the_batches_since_they_were_last_read(tmp_path):
-    recorder = Recorder(tmp_path, is_main=False, first_step=0)
-    for value in (1.0, 2.0, 6.0):
-        recorder.add({"a": torch.tensor(value), "b": torch.tensor(-value)})
-    recorder.add({"c": torch.tensor(5.0)})
-    assert recorder.read(1, {"d": 0.5}) == {"a": 3.0, "b": -3.0, "c": 5.0, "d": 0.5}
-    recorder.add({"a": torch.tensor(7.0)})
-    assert recorder.read(2, {}) == {"a": 7.0}
+def test_scalars_are_means_over_the_batches_since_they_were_last_read(tmp_path):
+    with StepLog(tmp_path, every=1, is_main=False, first_step=0) as log:
+        log.add([{"a": torch.tensor(value), "b": torch.tensor(-value)} for value in (1.0, 2.0)], torch.tensor(4.0))
+        log.add([{"a": torch.tensor(6.0), "b": torch.tensor(-6.0)}], torch.tensor(6.0))
+        assert log.means() == {"a": 3.0, "b": -3.0, "grad_norm": 5.0}
+        log.add([{"a": torch.tensor(7.0)}], torch.tensor(1.0))
+        assert log.means() == {"a": 7.0, "grad_norm": 1.0}
 
 
 @pytest.mark.parametrize("name", ["accumulate", "batch_size", "epochs"])
@@ -234,19 +219,19 @@ class Clock:
 def test_the_log_says_what_share_of_a_step_waited_for_data(
         dataset, tmp_path, monkeypatch, caplog, loading, computing, share):
     clock = Clock()
-    for module in (loading_module, trainer_module):
+    for module in (log_module, trainer_module):
         monkeypatch.setattr(module, "time", clock)
 
     def read(index, original=dataset.reader.read):
         clock.now += loading
         return original(index)
 
-    def update(trainer, grad_norm, original=Trainer._update):
+    def update(trainer, grad_norm, original=Trainer.update):
         clock.now += 2 * computing      # a step has two samples
         original(trainer, grad_norm)
 
     monkeypatch.setattr(dataset.reader, "read", read)
-    monkeypatch.setattr(Trainer, "_update", update)
+    monkeypatch.setattr(Trainer, "update", update)
     with caplog.at_level("INFO"):
         end_of(toy_trainer(dataset, tmp_path, log_every=2))
     lines = [record.getMessage() for record in caplog.records if " s/step" in record.getMessage()]
@@ -281,7 +266,7 @@ def test_a_step_asks_the_device_for_one_answer(dataset, hand_model, tmp_path, ki
     model = ToyHands() if kind == "toy" else tiny_lgnet(hand_model).train()
     trainer = toy_trainer(dataset, tmp_path, model=model, max_grad_norm=1.0)
     trainer.loss.input_size = LGNET_SIZE
-    batch = next(training_batches(trainer.loader, CPU.device))
+    batch = next(iter(trainer.batches))
     if kind == "LGNet":
         image = torch.rand(2, 3, LGNET_SIZE, LGNET_SIZE)
         batch = batch._replace(batch=batch.batch._replace(image=image))
@@ -291,17 +276,16 @@ def test_a_step_asks_the_device_for_one_answer(dataset, hand_model, tmp_path, ki
 
 
 def step(trainer: Trainer, batch: TrainingBatch) -> None:
-    learned = trainer._gradients(iter([batch]))
-    grad_norm = trainer._grad_norm()
-    assert trainer._agree(learned.loss, grad_norm, StopRequest(), learned.faults) == (False, 0, False)
-    trainer._update(grad_norm)
+    learned = trainer.gradients(iter([batch]))
+    assert trainer.agree(learned, StopRequest()) == (False, 0)
+    trainer.update(learned.grad_norm)
 
 
 def test_the_count_of_answers_notices_one_more(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(Trainer, "_grad_norm", lambda self, original=Trainer._grad_norm: torch.tensor(
+    monkeypatch.setattr(Trainer, "grad_norm", lambda self, original=Trainer.grad_norm: torch.tensor(
         original(self).item()))
     trainer = toy_trainer(dataset, tmp_path)
-    batch = next(training_batches(trainer.loader, CPU.device))
+    batch = next(iter(trainer.batches))
     with Answers() as answers:
         step(trainer, batch)
     assert len(answers.met) == 2
@@ -339,7 +323,7 @@ def weights_after_continuing(dataset, output: Path, *, channels_last: bool) -> T
     trainer = resumed(dataset, output, model=ConvHands(), channels_last=channels_last)
     weight = trainer.model.stem.weight
     weight.grad = torch.empty_like(weight).copy_(torch.rand(weight.shape, generator=torch.Generator().manual_seed(0)))
-    trainer._update(torch.tensor(1.0))
+    trainer.update(torch.tensor(1.0))
     return weight.detach()
 
 
@@ -351,7 +335,7 @@ def test_a_run_continues_in_another_layout_as_in_its_own(dataset, tmp_path, befo
 
 
 def test_moments_in_the_layout_of_another_run_would_meet_the_wrong_weights(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer_module, "_lay_out_moments", lambda optimizer: None)
+    monkeypatch.setattr(trainer_module, "lay_out_moments", lambda optimizer: None)
     end_of(trainer_of(ConvHands, dataset, tmp_path, epochs=1))
     own, other = (weights_after_continuing(dataset, tmp_path, channels_last=on) for on in (False, True))
     assert (other - own).abs().max() > 1e-4
@@ -384,8 +368,8 @@ def test_the_loader_benchmark_tells_rates_and_where_the_time_goes(benchmark):
 
 def test_the_training_benchmark_times_the_trainers_steps(benchmark, monkeypatch):
     steps = []
-    monkeypatch.setattr(train_benchmark, "_WARM_UP", 1)
-    monkeypatch.setattr(Trainer, "_gradients", lambda trainer, batches, original=Trainer._gradients: (
+    monkeypatch.setattr(train_benchmark, "WARM_UP", 1)
+    monkeypatch.setattr(Trainer, "gradients", lambda trainer, batches, original=Trainer.gradients: (
         steps.append(trainer), original(trainer, batches))[1])
     tiny = ("model.backbone=resnet18", "model.input_size=64", "model.channels=32")
     row, text = benchmark("train", "--gpu", "cpu", "--steps", "1", "--batch_size", "2", "--accumulate", "2",

@@ -41,7 +41,7 @@ class Canned:
 
 def scoring(trainer: Trainer, scores: Iterator[float | None]) -> Trainer:
     """The trainer, whose validations will have these scores."""
-    trainer.validator = lambda model: Canned(next(scores))
+    trainer.validation = lambda model, mean_joints: Canned(next(scores))
     return trainer
 
 
@@ -75,7 +75,7 @@ def test_the_score_is_that_of_a_test_of_the_snapshot(dataset, few, tmp_path):
     snapshot, _ = load_latest(tmp_path / "model_dump")
     model = ToyHands()
     model.load_state_dict(snapshot.model)
-    tested = toy_evaluator(few, Process(torch.device("cpu")), model.eval())
+    tested = toy_evaluator(few, Process(torch.device("cpu")), model.eval(), torch.zeros(2, 21, 3))
     tested.run()
     assert snapshot.score == tested.scores()["protocols"]["lgnet"]["mpjpe"]
 
@@ -199,7 +199,7 @@ def test_several_processes_agree_on_the_best(dataset, test_dataset, tmp_path):
         trainer = toy_trainer(dataset, tmp_path / "run", process=process, batch_size=1, validated=test_dataset,
                               model=ToyHands(normalized=False), keep_snapshots=1, **SHORT)
         code = trainer.fit()
-        (tmp_path / f"rank{process.rank}").write_text(repr((trainer.best, trainer.step)))
+        (tmp_path / f"rank{process.rank}").write_text(repr((trainer.progress.best, trainer.progress.step)))
         return code
 
     assert [ended.code for ended in run_group(train, tmp_path / "group")] == [0, 0]
@@ -207,7 +207,7 @@ def test_several_processes_agree_on_the_best(dataset, test_dataset, tmp_path):
     assert [(tmp_path / f"rank{rank}").read_text() for rank in range(2)] == [repr((snapshot.best, 6))] * 2
     model = ToyHands(normalized=False)
     model.load_state_dict(snapshot.model)
-    alone = toy_evaluator(test_dataset, Process(torch.device("cpu")), model.eval())
+    alone = toy_evaluator(test_dataset, Process(torch.device("cpu")), model.eval(), torch.zeros(2, 21, 3))
     alone.run()
     # Batches of other sizes round otherwise.
     assert alone.scores()["protocols"]["lgnet"]["mpjpe"] == pytest.approx(snapshot.score, abs=1e-4)
@@ -218,7 +218,7 @@ def test_a_stop_in_one_process_stops_the_validation_of_all(dataset, tmp_path):
         """The other process is told to stop in the second validation."""
 
         def maximum(self, values):
-            return [15.0] if len(values) == 1 and trainer.epoch == 1 else values
+            return [15.0] if len(values) == 1 and trainer.progress.epoch == 1 else values
 
     trainer = toy_trainer(dataset, tmp_path, process=OneOfTwo(torch.device("cpu")))
     assert scoring(trainer, iter([1.0, 2.0, 3.0])).fit() == 143

@@ -20,14 +20,13 @@ from tiny_snapshot import save_tiny_snapshot
 
 import common.weights
 from common.errors import UserError
-from common.nets.lgnet import build_lgnet
+from common.nets.pretrained import load_pretrained
 from common.nets.resnet import ResNet
+from common.nets.zoo import build_model
 from common.weights import SHIPPED, VERSION, Facts, read_weights, write_weights
-from main.config import changed_config, config_from_dict
-from main.engine.evaluator import Evaluator
-from main.engine.processes.launch import Process
+from main.config import config_from_dict
 from main.engine.run.record import Start
-from main.engine.run.snapshots import load_snapshot, load_trained, save_snapshot
+from main.engine.run.snapshots import load_snapshot, save_snapshot
 from main.network import load_network
 from tool import export_weights
 
@@ -78,7 +77,7 @@ def refusal(path: Path) -> str:
 def test_a_file_predicts_what_the_snapshot_in_half_precision_predicts(snapshot, exported, hand_model):
     stored, _ = load_snapshot(snapshot)
     config = config_from_dict(stored.config)
-    model = build_lgnet(hand_model, depth_range=config.data.depth_range, **dataclasses.asdict(config.model)).eval()
+    model = build_model(config.model, hand_model).eval()
     rounded = {name: value.half().float() if value.dtype == torch.float32 else value
                for name, value in stored.model.items()}
     model.load_state_dict(rounded)
@@ -294,14 +293,16 @@ def test_tensors_of_another_network_are_refused(exported, tmp_path, change, reas
 
 def test_a_backbone_starts_from_a_file_of_weights(snapshot, exported):
     weights = load_snapshot(snapshot)[0].model
-    for name, value in ResNet("resnet18", str(exported)).state_dict().items():
+    net = ResNet("resnet18")
+    load_pretrained(net, str(exported))
+    for name, value in net.state_dict().items():
         expected = weights[f"backbone.{name}"]
         assert torch.equal(value, expected.half().float() if expected.is_floating_point() else expected), name
 
 
 def test_weights_of_another_backbone_are_refused(exported):
     with pytest.raises(UserError, match="does not hold weights of resnet34"):
-        ResNet("resnet34", str(exported))
+        load_pretrained(ResNet("resnet34"), str(exported))
 
 
 def test_training_does_not_continue_from_weights_alone(run, exported, config_file, tmp_path):
@@ -316,17 +317,15 @@ def test_training_does_not_continue_from_weights_alone(run, exported, config_fil
 
 def test_a_file_and_its_snapshot_are_tested_alike(run, snapshot, exported, config_file, tmp_path):
     changes = [f"data.root={config_file.parent / 'data'}", "data.workers=0"]
-    code, _ = run("test.py", "--gpu", "cpu", "--checkpoint", exported, "--output", tmp_path, "--set", *changes)
-    found = json.loads((tmp_path / "result" / "metrics.json").read_text())
-    assert (code, found["checkpoint"], found["epoch"]) == (0, "tiny.safetensors", None)
-    assert found["checkpoint_sha256"] == read_weights(exported).sha256
-
-    trained = load_trained(snapshot)
-    config = changed_config(config_from_dict(trained.config), changes)
-    evaluator = Evaluator.build(config, trained, str(snapshot), Process(CPU))
-    evaluator.run()
-    expected = evaluator.scores()["protocols"]["lgnet"]["mpjpe"]
-    assert found["protocols"]["lgnet"]["mpjpe"] == pytest.approx(expected, rel=1e-3)
+    found = {}
+    for file in (exported, snapshot):
+        output = tmp_path / file.suffix
+        code, _ = run("test.py", "--gpu", "cpu", "--checkpoint", file, "--output", output, "--set", *changes)
+        found[file] = json.loads((output / "result" / "metrics.json").read_text())
+        assert (code, found[file]["checkpoint"], found[file]["epoch"]) == (0, file.name, None)
+    assert found[exported]["checkpoint_sha256"] == read_weights(exported).sha256
+    expected = found[snapshot]["protocols"]["lgnet"]["mpjpe"]
+    assert found[exported]["protocols"]["lgnet"]["mpjpe"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_demo_uses_the_weights_of_the_repository_unless_told_otherwise(run, exported, config_file, tmp_path,

@@ -1,25 +1,25 @@
 """A small LGNet and made-up targets for the tests of networks and losses."""
 
-import dataclasses
-
 import torch
 
 from common.geometry import project
 from common.hands import joint_regressor
 from common.mano.model import HandModel
-from common.nets.lgnet import LGNet, build_lgnet
-from common.types import GroundTruthCamera, ManoParams, Targets
-from main.config import ModelConfig
+from common.nets.lgnet import LGNet
+from common.nets.zoo import ModelConfig, build_model
+from common.types import ManoParams, Targets
 
 SIZE = 64
 TINY = {"backbone": "resnet18", "input_size": SIZE, "channels": 32}
 
 
-def tiny_lgnet(hand_model: HandModel, seed: int = 0, **changes) -> LGNet:
-    """An untrained LGNet with 32 channels for 64 px, in eval mode, whose refine stage already moves vertices."""
+def tiny_lgnet(hand_model: HandModel, *variants: str, seed: int = 0, **changes) -> LGNet:
+    """An untrained LGNet with 32 channels for 64 px, in eval mode, whose refine stage already moves vertices.
+
+    variants: names in common.nets.variants.
+    """
     torch.manual_seed(seed)
-    config = dataclasses.replace(ModelConfig(), **(TINY | changes))
-    model = build_lgnet(hand_model, depth_range=0.4, **dataclasses.asdict(config)).eval()
+    model = build_model(ModelConfig(**(TINY | {"variants": variants} | changes)), hand_model).eval()
     if model.refine is not None:
         for net in model.refine.offset_net.nets:
             torch.nn.init.normal_(net.layers[-1].to_out.weight, std=1e-3)
@@ -30,27 +30,22 @@ def random_images(batch: int, seed: int = 0, size: int = SIZE) -> torch.Tensor:
     return torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
-def random_camera(batch: int, seed: int = 0, size: int = SIZE) -> GroundTruthCamera:
-    """A camera that sees both hands 1.2 m away, with the wrists some centimetres apart."""
-    focal = 2.0 * size
-    camera = torch.tensor([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]]).expand(batch, 3, 3)
-    wrist = 0.05 * torch.randn(batch, 2, 3, generator=torch.Generator().manual_seed(seed))
-    return GroundTruthCamera(camera, wrist + torch.tensor([0.0, 0.0, 1.2]))
-
-
 def random_targets(hand_model: HandModel, batch: int, seed: int = 0, size: int = SIZE) -> Targets:
-    """Fully annotated, consistent targets: noisy rest hands seen by `random_camera`."""
+    """Fully annotated, consistent targets: noisy rest hands 1.2 m from a camera, wrists some centimetres apart."""
     generator = torch.Generator().manual_seed(seed)
     noise = 0.002 * torch.randn(batch, 2, 778, 3, generator=generator)
     regressor = joint_regressor(hand_model.regressor)
     vertices = hand_model.template + noise
     vertices = vertices - (regressor @ vertices)[:, :, :1]
     joints = regressor @ vertices
-    camera = random_camera(batch, seed, size)
+    focal = 2.0 * size
+    camera = torch.tensor([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]])
+    wrist = 0.05 * torch.randn(batch, 2, 3, generator=torch.Generator().manual_seed(seed))
+    wrist = wrist + torch.tensor([0.0, 0.0, 1.2])
     return Targets(
-        vertices=vertices, joints=joints, wrist=camera.wrist, relative=camera.wrist[:, 1] - camera.wrist[:, 0],
-        joints_crop=project(joints + camera.wrist[:, :, None], camera.camera_crop[:, None]),
-        joints_annotated=joints + camera.wrist[:, :, None],
+        vertices=vertices, joints=joints, wrist=wrist, relative=wrist[:, 1] - wrist[:, 0],
+        joints_crop=project(joints + wrist[:, :, None], camera),
+        joints_annotated=joints + wrist[:, :, None],
         mano=ManoParams(torch.eye(3).expand(batch, 2, 16, 3, 3), torch.randn(batch, 2, 10, generator=generator)),
         vertices_valid=torch.ones(batch, 2), joints_valid=torch.ones(batch, 2, 21),
         joints_annotated_valid=torch.ones(batch, 2, 21),

@@ -1,7 +1,10 @@
 """A trainer of a tiny model on a tiny set on disk: everything the engine touches, in milliseconds."""
 
+import os
 import random
-from dataclasses import asdict
+import signal
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,17 +14,18 @@ from fixtures_interhand import write_interhand
 from torch import Tensor, nn
 
 from common.hands import NUM_JOINTS, NUM_VERTICES
-from common.losses import TwoHandLoss
+from common.losses import LossConfig, TwoHandLoss
 from common.mano.model import HandModel
 from common.types import HandPrediction, JointPrediction, ManoParams, Stages
 from data import build_reader
-from data.augment import AugmentRanges
+from data.augment import AugmentConfig
 from data.dataset import TwoHandDataset
-from main.config import AugmentConfig, LossConfig, TestConfig, TrainConfig
-from main.engine.batches import predict
+from main.config import Config, TestConfig, TrainConfig
+from main.engine.batches import SamplesOnDisk, predict
 from main.engine.evaluator import Evaluator
 from main.engine.processes.launch import Process
-from main.engine.run.snapshots import Snapshot, load_latest, load_weights
+from main.engine.run.folder import RunFolder
+from main.engine.run.snapshots import Snapshot, load_latest
 from main.engine.trainer import Trainer
 
 SIZE, DEPTH_RANGE = 32, 0.4
@@ -43,7 +47,7 @@ class ToyHands(nn.Module):
         self.heads = nn.ModuleDict({
             name: nn.Linear(12, int(torch.tensor(size).prod())) for name, size in self.sizes.items()})
 
-    def forward(self, image: Tensor, camera: object = None) -> Stages:
+    def forward(self, image: Tensor) -> Stages:
         features = self.drop(self.norm(nn.functional.adaptive_avg_pool2d(image, 2).flatten(1)))
         out = {name: 0.1 * head(features).unflatten(-1, self.sizes[name]) for name, head in self.heads.items()}
 
@@ -51,8 +55,8 @@ class ToyHands(nn.Module):
             return HandPrediction(vertices, vertices[:, :, :NUM_JOINTS], out["relative"],
                                   ManoParams(out["rotations"], out["shape"]), out["camera"])
 
-        return Stages(JointPrediction(out["joints"], out["joints"]), hands(out["rough"]),
-                      hands(out["rough"] + out["offset"]))
+        return Stages(hands(out["rough"]), hands(out["rough"] + out["offset"]),
+                      JointPrediction(out["joints"], out["joints"]))
 
 
 def toy_dataset(root: Path, hand_model: HandModel, *, augment: bool = True) -> TwoHandDataset:
@@ -61,31 +65,31 @@ def toy_dataset(root: Path, hand_model: HandModel, *, augment: bool = True) -> T
         write_interhand(root, hand_model)
     reader = build_reader("InterHand26M", root=root, split="train", hand_model=hand_model, filter="ih_hm",
                           box_source="vertices")
-    ranges = AugmentRanges(**asdict(AugmentConfig())) if augment else None
-    return TwoHandDataset(reader, size=SIZE, box_ratio=0.8, augment=ranges)
+    return TwoHandDataset(reader, size=SIZE, box_ratio=0.8, augment=AugmentConfig() if augment else None)
 
 
 def toy_loss(hand_model: HandModel) -> TwoHandLoss:
-    return TwoHandLoss(hand_model.faces, input_size=SIZE, depth_range=DEPTH_RANGE, refine_stage=True,
-                       **asdict(LossConfig()))
+    return TwoHandLoss(LossConfig(), hand_model.faces, input_size=SIZE, depth_range=DEPTH_RANGE)
 
 
 def toy_trainer(dataset: TwoHandDataset, output: Path, *, model: nn.Module | None = None, workers: int = 0,
                 process: Process = CPU, max_bad_fraction: float = 0.001, validated: TwoHandDataset | None = None,
-                **settings) -> Trainer:
+                on_step: Callable[[Trainer], None] = lambda trainer: None, config: Config | None = None, **settings
+                ) -> Trainer:
     """A trainer that starts from seed 0 whatever ran before it.
 
-    validated: what it is scored on after epochs, None for nothing.
+    validated: what it is scored on after epochs, None for nothing.  config: what its run folder is told besides
+    `settings`.
     """
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
     hand_model = dataset.reader.hand_model
-    facts = {"config": {}, "hand_model": hand_model.identity, "mean_joints": torch.zeros(2, NUM_JOINTS, 3)}
     settings = TrainConfig(**{"epochs": 3, "batch_size": 2, "lr": 1e-2, "lr_drops": (2,), **settings})
-    return Trainer(model or ToyHands(), toy_loss(hand_model), dataset, settings=settings, workers=workers,
-                   max_bad_fraction=max_bad_fraction, process=process, output=output, facts=facts,
-                   validator=validated and partial(toy_evaluator, validated, process))
+    run = RunFolder(replace(config or Config(), train=settings, output=str(output)), hand_model, process, resume=False)
+    samples = SamplesOnDisk(dataset, workers=workers, max_bad_fraction=max_bad_fraction)
+    return Trainer(model or ToyHands(), toy_loss(hand_model), samples, settings, run,
+                   validated and partial(toy_evaluator, validated, process), on_step)
 
 
 def plain_trainer(dataset: TwoHandDataset, output: Path, process: Process = CPU, **settings) -> Trainer:
@@ -96,20 +100,27 @@ def plain_trainer(dataset: TwoHandDataset, output: Path, process: Process = CPU,
     return toy_trainer(dataset, output, model=ToyHands(dropout=0.0, normalized=False), process=process, **settings)
 
 
-def toy_evaluator(dataset: TwoHandDataset, process: Process, model: nn.Module) -> Evaluator:
-    return Evaluator(partial(predict, model), dataset, torch.zeros(2, NUM_JOINTS, 3), settings=TestConfig(batch_size=4),
-                     workers=0, process=process)
+def toy_evaluator(dataset: TwoHandDataset, process: Process, model: nn.Module, mean_joints: Tensor) -> Evaluator:
+    return Evaluator(partial(predict, model), dataset, mean_joints, settings=TestConfig(batch_size=4), workers=0,
+                     process=process)
+
+
+def stop_after(steps: int) -> Callable[[Trainer], None]:
+    """An `on_step` by which a SIGTERM comes after a step; it is met in the one after."""
+    def on_step(trainer: Trainer) -> None:
+        if trainer.progress.step == steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return on_step
 
 
 def resumed(dataset: TwoHandDataset, output: Path, **settings) -> Trainer:
     """A trainer that goes on from the last snapshot under `output`."""
-    snapshot, path = load_latest(output / "model_dump")
     trainer = toy_trainer(dataset, output, **settings)
     random.seed(1234)           # whatever the new process drew before it went on
     np.random.seed(1234)
     torch.manual_seed(1234)
-    load_weights(trainer.model, snapshot.model, str(path))
-    trainer.restore(snapshot)
+    trainer.restore(load_latest(output / "model_dump")[0])
     return trainer
 
 

@@ -45,7 +45,7 @@ from common.exchange.interwild import read_interwild, write_interwild
 from common.exchange.predictions import ROW_SHAPES, Origin, PredictionFile, Predictions, native, write_predictions
 from common.files import write_atomically
 from common.mano.model import HandModel
-from main.build import configured_hand_model
+from main.build import build_hand_model
 from main.config import load_config, mano_overrides
 
 
@@ -53,7 +53,7 @@ def main() -> None:
     args = _parse_args()
     if args.direction == "import":
         config = load_config("lgnet", [*args.set, *mano_overrides(args.mano)])
-        model = configured_hand_model(config)
+        model = build_hand_model(config.hand_model)
         predictions = _import(args, model)
         origin = Origin(config.data.testset, config.data.test_split, model.identity)
         write_predictions(args.target, origin, predictions)
@@ -62,7 +62,7 @@ def main() -> None:
         file = PredictionFile(args.source)
         origin = file.origin
         named = f"hand_model.name={origin.hand_model['name']}"
-        model = configured_hand_model(load_config("lgnet", [named, *args.set, *mano_overrides(args.mano)]))
+        model = build_hand_model(load_config("lgnet", [named, *args.set, *mano_overrides(args.mano)]).hand_model)
         file.check_hand_model(model)
         predictions = file.take(slice(None))
         if args.form != "points" and predictions.vertices is not None:

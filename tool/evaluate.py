@@ -31,7 +31,7 @@ from common.score.plots import write_curves
 from common.score.tally import Scorer, Tally
 from data.dataset import TwoHandDataset
 from data.schema import Reader
-from main.build import configured_dataset, configured_hand_model
+from main.build import build_dataset, build_hand_model
 from main.config import Config, load_config, mano_overrides
 from main.engine.bad_samples import BadSamples
 from main.engine.batches import batches, build_loader
@@ -83,9 +83,9 @@ def configure(file: PredictionFile, overrides: list[str]) -> Config:
 
 def open_dataset(file: PredictionFile, config: Config) -> TwoHandDataset:
     """The test set that the configuration names; UserError if the file belongs to another hand model."""
-    hand_model = configured_hand_model(config)
+    hand_model = build_hand_model(config.hand_model)
     file.check_hand_model(hand_model)
-    return configured_dataset(config, hand_model, config.data.testset, config.data.test_split, augmented=False)
+    return build_dataset(config, hand_model, config.data.testset, config.data.test_split)
 
 
 def join(file: PredictionFile, reader: Reader, *, allow_missing: bool) -> np.ndarray:

@@ -34,7 +34,7 @@ from data.checks import BadSample, Reason
 from data.dataset import read_frame
 from data.schema import NoSuchSplit, Reader
 from data.synthetic.on_disk.preset import load_preset, print_verdict
-from main.build import configured_dataset, configured_hand_model
+from main.build import build_dataset, build_hand_model
 from main.config import Config, load_config, mano_overrides
 from main.engine.batches import loaded
 from main.engine.processes.seeding import use_one_thread
@@ -74,7 +74,7 @@ def main() -> int:
         return print_verdict(Path(ROOT, config.data.root), load_preset(args.preset))
     name = args.testset or config.data.trainset
     reports = {}
-    for split, reader in _readers(config, configured_hand_model(config), name, args.split):
+    for split, reader in _readers(config, build_hand_model(config.hand_model), name, args.split):
         print(reader.summary)
         reports[split] = report = examine(reader, args.workers, args.limit)
         print_report(f"{name} {split}", report, config.data.max_bad_fraction)
@@ -107,7 +107,7 @@ def _readers(config: Config, hand_model: HandModel, name: str, splits: list[str]
     found, missing = False, None
     for split in splits or SPLITS:
         try:
-            reader = configured_dataset(config, hand_model, name, split, augmented=False).reader
+            reader = build_dataset(config, hand_model, name, split).reader
         except NoSuchSplit as error:
             if splits:
                 raise

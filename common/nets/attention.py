@@ -64,39 +64,28 @@ class LGFA(nn.Module):
     The FCToken is a linear mix of the two sets, token by token. The SAToken is [class token, first, second] after
     self-attention. The FCToken then looks at the SAToken. The order of the two sets matters in the FCToken only.
 
-    prenorm: false, the listing as printed: one head, no norm, the same weights in both steps. True: LayerNorm,
-    `heads` heads, separate weights, `depth` blocks in each step.
+    prenorm: false, the listing as printed: one head, no normalisation, the same weights in both steps. True: LayerNorm,
+    four heads and separate weights.
     """
 
-    def __init__(self, channels: int, prenorm: bool = False, heads: int = 4, depth: int = 1):
+    def __init__(self, channels: int, prenorm: bool = False):
         super().__init__()
         self.to_fc_token = nn.Linear(2 * channels, channels)
         self.class_token = nn.Parameter(torch.randn(1, 1, channels) * 0.02)
-        if prenorm:
-            self.steps = nn.ModuleList(
-                nn.ModuleList(AttentionBlock(channels, heads, prenorm=True) for _ in range(depth)) for _ in range(2)
-            )
-        else:
-            self.steps = nn.ModuleList([nn.ModuleList([AttentionBlock(channels, heads=1, prenorm=False)])])
+        blocks = ([AttentionBlock(channels, heads=4, prenorm=True) for _ in range(2)] if prenorm
+                  else [AttentionBlock(channels, heads=1, prenorm=False)])
+        self.steps = nn.ModuleList(nn.ModuleList([block]) for block in blocks)     # named as in stored weights
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         fc_token, sa_token = self._tokens(first, second)
-        for block in self.steps[-1]:
-            fc_token = block(fc_token, sa_token)
-        return fc_token
+        return self.steps[-1][0](fc_token, sa_token)
 
     def attention_map(self, first: Tensor, second: Tensor) -> Tensor:
-        """How much each output token looks at [class token, first, second] in the last block, (B, N, 1 + 2N)."""
-        fc_token, sa_token = self._tokens(first, second)
-        *blocks, last = self.steps[-1]
-        for block in blocks:
-            fc_token = block(fc_token, sa_token)
-        return last.attention_map(fc_token, sa_token)
+        """How much each output token attends to [class token, first, second] in the last step, (B, N, 1 + 2N)."""
+        return self.steps[-1][0].attention_map(*self._tokens(first, second))
 
     def _tokens(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         fc_token = self.to_fc_token(torch.cat([first, second], dim=-1))       # (B, N, C)
         class_token = self.class_token.expand(len(first), -1, -1)
         sa_token = torch.cat([class_token, first, second], dim=1)             # (B, 1 + 2N, C)
-        for block in self.steps[0]:
-            sa_token = block(sa_token, sa_token)
-        return fc_token, sa_token
+        return fc_token, self.steps[0][0](sa_token, sa_token)

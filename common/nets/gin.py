@@ -4,12 +4,13 @@ Inside a graph network the nodes come first, (N, B, C): then a sum over neighbou
 Legend: B batch · N nodes · C channels · E directed edges.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch_geometric.nn import ChebConv
 
-from common.nets.layers import PerHand, TokenBatchNorm
+from common.nets.layers import TokenBatchNorm
 
 
 def grid_edges(side: int) -> Tensor:
@@ -84,18 +85,6 @@ def gin(in_channels: int, hidden: int, out_channels: int, sum_neighbours: Neighb
     return GIN(nn.Linear(in_channels, hidden, bias=False), hidden, out_channels, sum_neighbours)
 
 
-class Chebyshev(nn.Module):
-    """Chebyshev convolution of order K = 2, eq. 2, on (N, B, C)."""
-
-    def __init__(self, in_channels: int, out_channels: int, edges: Tensor):
-        super().__init__()
-        self.conv = ChebConv(in_channels, out_channels, K=2)
-        self.register_buffer("edges", edges, persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x.transpose(0, 1), self.edges).transpose(0, 1)
-
-
 class GraphConvBlock(nn.Sequential):
     """Graph convolution, BatchNorm over the features, ReLU: with GIN the GINConvBlock of the paper."""
 
@@ -117,59 +106,16 @@ class GraphResBlock(nn.Module):
 class GraphStack(nn.Module):
     """Block, three residual blocks, block on one fixed graph (fig. 3): (B, N, C) → (B, N, C).
 
-    kind: "gin" (eq. 11) or "cheb" (eq. 2).
+    conv: makes a graph convolution from C to C channels, in the paper `gin` (eq. 11).
     """
 
-    def __init__(self, channels: int, edges: Tensor, num_nodes: int, kind: str):
+    def __init__(self, channels: int, conv: Callable[[], nn.Module]):
         super().__init__()
-        sum_neighbours = NeighbourSum(edges, num_nodes)
 
         def block() -> GraphConvBlock:
-            conv = (gin(channels, channels, channels, sum_neighbours) if kind == "gin"
-                    else Chebyshev(channels, channels, edges))
-            return GraphConvBlock(conv, channels)
+            return GraphConvBlock(conv(), channels)
 
         self.blocks = nn.Sequential(block(), *(GraphResBlock(block(), block()) for _ in range(3)), block())
 
     def forward(self, x: Tensor) -> Tensor:
         return self.blocks(x.transpose(0, 1)).transpose(0, 1)
-
-
-class CoarseMesh(nn.Module):
-    """Eq. 1: nodes of a coarse hand mesh and one global node, each concat(FC(F), d_i).
-
-    Turns the hands' tokens (B, 2, N, C) into node features (B, 2, 1 + nodes, C). FC(F) is one vector for all nodes of a
-    hand, from its mean token; d_i is the node's position, and zero for the global node 0.
-    positions: (2, nodes, 3) in [−1, 1].
-    """
-
-    def __init__(self, channels: int, positions: Tensor):
-        super().__init__()
-        self.register_buffer("positions", F.pad(positions, (0, 0, 1, 0)), persistent=False)   # (2, 1 + nodes, 3)
-        self.shared = PerHand(lambda: nn.Linear(channels, channels - 3))
-
-    def forward(self, hands: Tensor) -> Tensor:
-        shared = self.shared(hands.mean(dim=2))                               # (B, 2, C − 3)
-        shared = shared[:, :, None].expand(-1, -1, self.positions.shape[1], -1)
-        positions = self.positions.to(shared.dtype).expand(len(hands), -1, -1, -1)
-        return torch.cat([shared, positions], dim=-1)
-
-
-def coarsen(vertices: Tensor, faces: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
-    """Which vertices (nodes,) stand for a mesh, and the coarse graph's edges (2, E) between 1 + nodes nodes.
-
-    Farthest-point sampling, started at the vertex farthest from the centroid, picks the vertices. Two of them are
-    neighbours if a mesh edge joins the sets of vertices nearest to each. Node 0 is global, a neighbour of all; node
-    k + 1 is the k-th picked vertex.
-    """
-    picked = [int((vertices - vertices.mean(dim=0)).norm(dim=-1).argmax())]
-    distance = (vertices - vertices[picked[0]]).norm(dim=-1)
-    while len(picked) < nodes:
-        picked.append(int(distance.argmax()))
-        distance = torch.minimum(distance, (vertices - vertices[picked[-1]]).norm(dim=-1))
-    owner = torch.cdist(vertices, vertices[picked]).argmin(dim=1)             # (V,)
-
-    coarse = owner[mesh_edges(faces)]
-    coarse = coarse[:, coarse[0] != coarse[1]].unique(dim=1) + 1
-    spokes = torch.stack([torch.zeros(nodes, dtype=torch.int64), torch.arange(1, nodes + 1)])
-    return torch.tensor(picked), torch.cat([coarse, spokes, spokes.flip(0)], dim=1)

@@ -19,12 +19,12 @@ class HandSplit(nn.Module):
 
     A map that is not 8×8, which is any input but 256 px, is first resized to 8×8 bilinearly, so that everything after
     it has the paper's shapes.
-    separate: false gives both hands the same features (an ablation of Table III).
+    shared: both hands get the same features.
     """
 
-    def __init__(self, in_channels: int, channels: int, separate: bool):
+    def __init__(self, in_channels: int, channels: int, shared: bool = False):
         super().__init__()
-        count = 2 if separate else 1
+        count = 1 if shared else 2
         self.projections = nn.ModuleList(
             nn.Sequential(nn.Conv2d(in_channels, channels, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU())
             for _ in range(count)
@@ -54,7 +54,7 @@ class HeatmapJoints(nn.Module):
         self.register_buffer("centers", torch.stack([x, y, z], dim=-1).flatten(0, 2), persistent=False)   # (512, 3)
 
     def forward(self, adapted: Tensor, feature_map: Tensor) -> Tensor:
-        """adapted: (B, 2, 64, D).  feature_map: F, not needed here; `PooledJoints` takes it instead."""
+        """adapted: (B, 2, 64, D).  feature_map: F, not needed here."""
         logits = self.to_logits(adapted).unflatten(-1, (NUM_JOINTS, HEATMAP_CELLS))   # (B, 2, 64, 21, 8)
         return self.soft_argmax(logits.permute(0, 1, 3, 2, 4).flatten(-2))
 
@@ -64,38 +64,18 @@ class HeatmapJoints(nn.Module):
             return logits.float().softmax(dim=-1) @ self.centers
 
 
-class PooledJoints(nn.Module):
-    """2.5D joints (B, 2, 21, 3) in cells straight from GAP(F): the ablation without a joint stage."""
-
-    def __init__(self, in_channels: int, channels: int):
-        super().__init__()
-        self.regress = PerHand(lambda: nn.Sequential(
-            nn.Linear(in_channels, channels), nn.ReLU(), nn.Linear(channels, NUM_JOINTS * 3),
-        ))
-
-    def forward(self, adapted: Tensor, feature_map: Tensor) -> Tensor:
-        """feature_map: F (B, C, H, W).  adapted: not needed here; `HeatmapJoints` takes it instead."""
-        pooled = feature_map.mean(dim=(-2, -1))[:, None].expand(-1, 2, -1)    # (B, 2, C)
-        offsets = self.regress(pooled).float().unflatten(-1, (NUM_JOINTS, 3))
-        return HEATMAP_CELLS / 2 + offsets
-
-
 class JointHead(nn.Module):
     """JointPrediction from F* (B, 2, 64, D) and F.
 
-    locate: HeatmapJoints or PooledJoints.  describe: makes the joint features' map from F*, or None where the mesh
-    stage uses none.
+    locate: gives 2.5D joints from F* and F.  describe: makes the map that joint features are sampled from of F*.
     """
 
-    def __init__(self, locate: nn.Module, describe: PerHand | None, input_size: int):
+    def __init__(self, locate: nn.Module, describe: nn.Module, input_size: int):
         super().__init__()
         self.locate, self.describe, self.input_size = locate, describe, input_size
 
     def forward(self, adapted: Tensor, feature_map: Tensor) -> JointPrediction:
         joints_cells = self.locate(adapted, feature_map)
-        if self.describe is None:
-            return JointPrediction(joints_cells, adapted.new_zeros(*joints_cells.shape[:-1], 0))
-
         # Features say what is at a joint; they must not pull the joint to where features are convenient.
         points = cells_to_crop(joints_cells.detach(), self.input_size)
         points = crop_to_grid(points, self.input_size)                        # (B, 2, 21, 2)

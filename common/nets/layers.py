@@ -15,11 +15,12 @@ class PerHand(nn.Module):
 
     def __init__(self, build: Callable[[], nn.Module], tied: bool = False):
         super().__init__()
+        self.tied = tied
         self.nets = nn.ModuleList([build() for _ in range(1 if tied else 2)])
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """(B, 2, …) from inputs that all start with (B, 2)."""
-        if len(self.nets) == 1:
+        if self.tied:
             both = self.nets[0](*(x.flatten(0, 1) for x in inputs))
             return both.unflatten(0, inputs[0].shape[:2])
         return torch.stack([net(*(x[:, hand] for x in inputs)) for hand, net in enumerate(self.nets)], dim=1)

@@ -23,17 +23,6 @@ class LocalUnit(nn.Module):
         return self.lgfa(hands[:, Hand.RIGHT], hands[:, Hand.LEFT])
 
 
-class LinearUnit(nn.Module):
-    """F_local of the ablation without a local unit: both hands' tokens through one linear layer."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.mix = nn.Linear(2 * channels, channels)
-
-    def forward(self, hands: Tensor) -> Tensor:
-        return self.mix(hands.transpose(1, 2).flatten(-2))                    # (B, 64, 2C), right before left
-
-
 class GlobalUnit(nn.Module):
     """F_global (B, 64, C): each hand adapts F_local to itself, and the two results are fused."""
 
@@ -47,19 +36,14 @@ class GlobalUnit(nn.Module):
 
 
 class LGBlock(nn.Module):
-    """F* (B, 2, 64, C + C/4): each hand's own tokens and the interaction of both.
+    """F* (B, 2, 64, C + C/4): each hand's own tokens and the interaction of both."""
 
-    global_unit: None passes F_local straight to the last layer (an ablation of Table III).
-    """
-
-    def __init__(self, local_unit: nn.Module, global_unit: GlobalUnit | None, channels: int):
+    def __init__(self, local_unit: nn.Module, global_unit: nn.Module, channels: int):
         super().__init__()
         self.local_unit, self.global_unit = local_unit, global_unit
         self.reduce = nn.Linear(channels, channels // 4)
 
     def forward(self, hands: Tensor) -> Tensor:
-        interaction = self.local_unit(hands)                                  # (B, 64, C)
-        if self.global_unit is not None:
-            interaction = self.global_unit(hands, interaction)
+        interaction = self.global_unit(hands, self.local_unit(hands))         # (B, 64, C)
         shared = self.reduce(interaction)[:, None].expand(-1, 2, -1, -1)      # (B, 2, 64, C/4)
         return torch.cat([hands, shared], dim=-1)

@@ -14,14 +14,14 @@ from common.geometry import HEATMAP_CELLS
 from common.hands import Hand, joint_regressor
 from common.mano.model import HandModel
 from common.nets.attention import LGFA
-from common.nets.gin import CoarseMesh, GraphStack, coarsen, grid_edges, mesh_edges
-from common.nets.joint_head import HandSplit, HeatmapJoints, JointHead, PooledJoints
+from common.nets.gin import GraphStack, NeighbourSum, gin, grid_edges, mesh_edges
+from common.nets.joint_head import HandSplit, HeatmapJoints, JointHead
 from common.nets.layers import PerHand, TokenConv
-from common.nets.lgblock import GlobalUnit, LGBlock, LinearUnit, LocalUnit
-from common.nets.mano_head import JointPose, ManoHead, PooledPose
+from common.nets.lgblock import GlobalUnit, LGBlock, LocalUnit
+from common.nets.mano_head import JointPose, ManoHead
 from common.nets.refine import OffsetNet, RefineStage
 from common.nets.resnet import ResNet
-from common.types import GroundTruthCamera, Stages
+from common.types import Stages
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -30,21 +30,18 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class LGNet(nn.Module):
     """Two hands from one image. The modules come built: see `build_lgnet`.
 
-    refine: None leaves the rough mesh as the result (an ablation of Table III).
+    refine: None leaves the coarse mesh as the result.
     """
 
-    def __init__(self, *, normalize: nn.Module, backbone: ResNet, split_hands: HandSplit, lgblock: nn.Module,
-                 joint_head: JointHead, mano_head: ManoHead, refine: RefineStage | None):
+    def __init__(self, *, backbone: ResNet, split_hands: HandSplit, lgblock: nn.Module, joint_head: JointHead,
+                 mano_head: ManoHead, refine: RefineStage | None):
         super().__init__()
-        self.normalize, self.backbone = normalize, backbone
+        self.normalize, self.backbone = Normalize(IMAGENET_MEAN, IMAGENET_STD), backbone
         self.split_hands, self.lgblock, self.joint_head = split_hands, lgblock, joint_head
         self.mano_head, self.refine = mano_head, refine
 
-    def forward(self, image: Tensor, camera: GroundTruthCamera | None = None) -> Stages:
-        """All predictions for crops (B, 3, S, S), RGB in [0, 1].
-
-        camera: where the hands really are; read only with `refine_camera: ground_truth`.
-        """
+    def forward(self, image: Tensor) -> Stages:
+        """All predictions for crops (B, 3, S, S), RGB in [0, 1]."""
         maps = self.backbone(self.normalize(image))
         hands = self.split_hands(maps.layer4)                                 # F_R, F_L    (B, 2, 64, C)
         adapted = self.lgblock(hands)                                         # F*_R, F*_L  (B, 2, 64, C + C/4)
@@ -52,10 +49,10 @@ class LGNet(nn.Module):
 
         mesh = self.mano_head(adapted, joint)
         if self.refine is None:
-            return Stages(joint, mesh, final=mesh)
+            return Stages(mesh, joint=joint)
 
-        final = self.refine(mesh, [image, maps.stem, maps.layer1], torch.cat([hands, adapted], dim=-1), camera)
-        return Stages(joint, mesh, final)
+        refined = self.refine(mesh, [image, maps.stem, maps.layer1], torch.cat([hands, adapted], dim=-1))
+        return Stages(mesh, refined, joint)
 
 
 class Normalize(nn.Module):
@@ -92,79 +89,44 @@ def attention_maps(model: LGNet, image: Tensor) -> dict[str, Tensor]:
     return maps
 
 
-def build_lgnet(
-    hand_model: HandModel, *, depth_range: float, backbone: str, pretrained: str, input_size: int, channels: int,
-    normalize_input: bool, joint_stage: bool, mesh_stage: bool, refine_stage: bool, separate_hands: bool,
-    lgblock: bool, local_unit: bool, global_unit: bool, local_graph: str, graph_conv: str, lgfa: str, lgfa_depth: int,
-    refine_shared: bool, refine_camera: str,
-) -> LGNet:
-    """An LGNet from its sizes and switches: the fields of `main.config.ModelConfig`.
+def build_lgnet(hand_model: HandModel, *, backbone: str = "resnet50", input_size: int = 256, channels: int = 512,
+                depth_range: float = 0.4) -> LGNet:
+    """The paper's network with random weights. `common.nets.variants` replaces parts of it.
 
-    depth_range: metres covered by the 8 depth cells.
+    backbone: "resnet18", "resnet34" or "resnet50".  input_size: S, a multiple of 32.  channels: c of the paper, a
+    multiple of 16.  depth_range: metres covered by the 8 depth cells of the 2.5D joints.
     """
     if input_size % 32 or input_size <= 0:
         raise UserError(f"model.input_size is {input_size}.", "It must be a positive multiple of 32, such as 256.")
     if channels % 16 or channels <= 0:
         raise UserError(f"model.channels is {channels}.", "It must be a positive multiple of 16, such as 512.")
-    if lgfa_depth < 1 or (lgfa == "paper" and lgfa_depth > 1):
-        raise UserError(f"model.lgfa_depth is {lgfa_depth} with model.lgfa={lgfa}.",
-                        "It must be 1; with lgfa=prenorm it may be more.")
 
-    net = ResNet(backbone, pretrained)
-    adapted_channels = channels + channels // 4
+    net, adapted = ResNet(backbone), channels + channels // 4
+    neighbours = NeighbourSum(grid_edges(HEATMAP_CELLS), HEATMAP_CELLS ** 2)
 
-    def build_lgfa() -> LGFA:
-        return LGFA(channels, prenorm=lgfa == "prenorm", depth=lgfa_depth)
-
-    def build_lgblock() -> nn.Module:
-        if not lgblock:
-            return PerHand(lambda: nn.Linear(channels, adapted_channels))
-        graph = _build_graph(hand_model, local_graph, graph_conv, channels)
-        local = LocalUnit(graph, build_lgfa()) if local_unit else LinearUnit(channels)
-        return LGBlock(local, GlobalUnit(PerHand(build_lgfa), build_lgfa()) if global_unit else None, channels)
-
-    def build_joint_head() -> JointHead:
-        locate = (HeatmapJoints(adapted_channels, input_size) if joint_stage
-                  else PooledJoints(net.channels.layer4, channels))
-        describe = PerHand(lambda: TokenConv(adapted_channels, channels)) if mesh_stage else None
-        return JointHead(locate, describe, input_size)
-
-    def build_mano_head() -> ManoHead:
-        pose = PerHand(lambda: JointPose(channels) if mesh_stage else PooledPose(adapted_channels, channels))
-        return ManoHead(hand_model, pose, uses_joint_features=mesh_stage, channels=adapted_channels, hidden=channels,
-                        depth_range=depth_range)
-
-    def build_refine() -> RefineStage:
-        feature_channels = 3 + 3 + net.channels.stem + net.channels.layer1      # position, RGB, maps
-        token_channels = channels + adapted_channels
-        edges = mesh_edges(hand_model.faces[Hand.RIGHT])    # the left hand has the same edges
-        offset_net = PerHand(lambda: OffsetNet(feature_channels, token_channels, edges), tied=refine_shared)
-        return RefineStage(offset_net, joint_regressor(hand_model.regressor), input_size, mirror_left=refine_shared,
-                           use_true_camera=refine_camera == "ground_truth")
+    def graph() -> GraphStack:
+        return GraphStack(channels, lambda: gin(channels, channels, channels, neighbours))
 
     return LGNet(
-        normalize=Normalize(IMAGENET_MEAN, IMAGENET_STD) if normalize_input else nn.Identity(),
         backbone=net,
-        split_hands=HandSplit(net.channels.layer4, channels, separate_hands),
-        lgblock=build_lgblock(),
-        joint_head=build_joint_head(),
-        mano_head=build_mano_head(),
-        refine=build_refine() if refine_stage else None,
+        split_hands=HandSplit(net.channels.layer4, channels),
+        lgblock=LGBlock(LocalUnit(PerHand(graph), LGFA(channels)),
+                        GlobalUnit(PerHand(lambda: LGFA(channels)), LGFA(channels)), channels),
+        joint_head=JointHead(HeatmapJoints(adapted, input_size), PerHand(lambda: TokenConv(adapted, channels)),
+                             input_size),
+        mano_head=ManoHead(hand_model, PerHand(lambda: JointPose(channels)), channels=adapted, hidden=channels,
+                           depth_range=depth_range),
+        refine=RefineStage(build_offset_net(hand_model, net, channels, tied=True),
+                           joint_regressor(hand_model.regressor)),
     )
 
 
-def _build_graph(hand_model: HandModel, kind: str, graph_conv: str, channels: int) -> nn.Module:
-    """The local unit's graph network on (B, 2, 64, C). The paper's text, figure and listing each name another one."""
-    num_nodes = HEATMAP_CELLS ** 2
-    if kind == "none":
-        return nn.Identity()
-    if kind == "grid8":
-        return PerHand(lambda: GraphStack(channels, grid_edges(HEATMAP_CELLS), num_nodes, graph_conv))
+def build_offset_net(hand_model: HandModel, backbone: ResNet, channels: int, *, tied: bool) -> PerHand:
+    """The refine stage's network of each hand.
 
-    template = hand_model.template                                            # (2, 778, 3)
-    picked, edges = coarsen(template[Hand.RIGHT], hand_model.faces[Hand.RIGHT], nodes=num_nodes - 1)
-    low, high = template.amin(dim=1, keepdim=True), template.amax(dim=1, keepdim=True)
-    positions = (2 * template - low - high) / (high - low).amax(dim=-1, keepdim=True)
-    return nn.Sequential(
-        CoarseMesh(channels, positions[:, picked]), PerHand(lambda: GraphStack(channels, edges, num_nodes, graph_conv)),
-    )
+    tied: one network serves both hands, the left one mirrored.
+    """
+    features = 3 + 3 + backbone.channels.stem + backbone.channels.layer1      # position, RGB, maps
+    tokens = channels + channels + channels // 4                              # F_h and F*_h
+    edges = mesh_edges(hand_model.faces[Hand.RIGHT])                          # the left hand has the same edges
+    return PerHand(lambda: OffsetNet(features, tokens, edges), tied)

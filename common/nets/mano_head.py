@@ -20,60 +20,42 @@ START_SCALE = 5.0       # half crops per metre: a crop about 0.4 m wide
 class JointPose(nn.Module):
     """6-D pose (B, 96) of one hand: the self-joint transformer and one linear layer.
 
-    Takes joint features (B, 21, C) and coordinates (B, 21, 3).
+    Takes the hand's tokens F* (B, 64, D), not needed here, joint features (B, 21, C) and coordinates (B, 21, 3).
     """
 
     def __init__(self, channels: int, depth: int = 4, heads: int = 4):
         super().__init__()
         self.position = nn.Parameter(torch.randn(NUM_JOINTS, channels) * 0.02)
         self.blocks = nn.ModuleList(AttentionBlock(channels, heads, prenorm=True) for _ in range(depth))
-        self.to_pose = _small_linear(NUM_JOINTS * (channels + 3), POSE_CHANNELS)
+        self.to_pose = small_linear(NUM_JOINTS * (channels + 3), POSE_CHANNELS)
 
-    def forward(self, features: Tensor, coordinates: Tensor) -> Tensor:
+    def forward(self, adapted: Tensor, features: Tensor, coordinates: Tensor) -> Tensor:
         tokens = features + self.position
         for block in self.blocks:
             tokens = block(tokens, tokens)                                    # F_J* (B, 21, C)
         return self.to_pose(torch.cat([tokens, coordinates], dim=-1).flatten(1))
 
 
-class PooledPose(nn.Module):
-    """6-D pose (B, 96) of one hand by two linear layers: the ablation without a mesh stage.
-
-    Takes features of any shape (B, N, D), of which it sees the mean, and joint coordinates (B, 21, 3).
-    """
-
-    def __init__(self, channels: int, hidden: int):
-        super().__init__()
-        self.to_hidden = nn.Linear(channels + NUM_JOINTS * 3, hidden)
-        self.to_pose = _small_linear(hidden, POSE_CHANNELS)
-
-    def forward(self, features: Tensor, coordinates: Tensor) -> Tensor:
-        pooled = torch.cat([features.mean(dim=1), coordinates.flatten(1)], dim=-1)
-        return self.to_pose(self.to_hidden(pooled).relu())
-
-
 class ManoHead(nn.Module):
-    """M_r, the rough mesh of both hands, with camera and relative position.
+    """M_r, the coarse mesh of both hands, with camera and relative position.
 
-    pose: PerHand of JointPose or PooledPose.  uses_joint_features: whether it is given F_J or F*.
-    channels: D.  hidden: C.  depth_range: as in `joints_to_cells`.
+    pose: PerHand of JointPose.  channels: D.  hidden: C.  depth_range: as in `joints_to_cells`.
     """
 
-    def __init__(self, model: HandModel, pose: PerHand, *, uses_joint_features: bool, channels: int, hidden: int,
-                 depth_range: float):
+    def __init__(self, model: HandModel, pose: PerHand, *, channels: int, hidden: int, depth_range: float):
         super().__init__()
-        self.pose, self.uses_joint_features, self.depth_range = pose, uses_joint_features, depth_range
-        self.shape = PerHand(lambda: _small_linear(channels, NUM_SHAPE))
-        self.camera = PerHand(lambda: _small_linear(channels, 3))
-        self.relative = nn.Sequential(nn.Linear(2 * channels, hidden), nn.ReLU(), _small_linear(hidden, 3))
+        self.pose, self.depth_range = pose, depth_range
+        self.shape = PerHand(lambda: small_linear(channels, NUM_SHAPE))
+        self.camera = PerHand(lambda: small_linear(channels, 3))
+        self.relative = nn.Sequential(nn.Linear(2 * channels, hidden), nn.ReLU(), small_linear(hidden, 3))
         self.mano = ManoLayer(model)
         self.register_buffer("rest_rot6d", matrix_to_rot6d(_mean_rotations(model)), persistent=False)   # (2, 16, 6)
 
     def forward(self, adapted: Tensor, joint: JointPrediction) -> HandPrediction:
         """adapted: F* (B, 2, 64, D)."""
         pooled = adapted.mean(dim=2)                                          # (B, 2, D)
-        source = joint.features if self.uses_joint_features else adapted
-        rot6d = self.pose(source, self._coordinates(joint.joints_cells)).float().unflatten(-1, (NUM_MODEL_JOINTS, 6))
+        rot6d = self.pose(adapted, joint.features, self._coordinates(joint.joints_cells)).float()
+        rot6d = rot6d.unflatten(-1, (NUM_MODEL_JOINTS, 6))
         params = ManoParams(rot6d_to_matrix(self.rest_rot6d + rot6d), self.shape(pooled).float())
 
         vertices, joints = self.mano.about_wrist(params)
@@ -91,7 +73,7 @@ class ManoHead(nn.Module):
         return torch.cat([START_SCALE * raw[..., :1].exp(), raw[..., 1:]], dim=-1)
 
 
-def _small_linear(in_channels: int, out_channels: int) -> nn.Linear:
+def small_linear(in_channels: int, out_channels: int) -> nn.Linear:
     """A last layer whose first outputs are close to zero: the rest pose, the mean shape, the starting camera."""
     linear = nn.Linear(in_channels, out_channels)
     nn.init.xavier_uniform_(linear.weight, gain=0.01)

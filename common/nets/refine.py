@@ -8,12 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from common.errors import UserError
-from common.geometry import crop_to_grid, project, project_weak
+from common.geometry import project_weak
 from common.hands import NUM_VERTICES, WRIST, Hand, mirror_vectors
 from common.nets.gin import GIN, GraphConvBlock, GraphResBlock, NeighbourSum, gin
 from common.nets.layers import PerHand, TokenBatchNorm, sample_map, sample_tokens
-from common.types import GroundTruthCamera, HandPrediction
+from common.types import HandPrediction
 
 
 class VertexInputs(NamedTuple):
@@ -72,21 +71,17 @@ class RefineStage(nn.Module):
 
     offset_net: PerHand of OffsetNet. When it is tied, the left hand is mirrored to a right one on the way in and its
     offset back on the way out.  regressor: (2, 21, 778), G of the paper.
-    use_true_camera: sample features where the hands really are (an ablation) and not where the predicted camera puts
-    them.
     """
 
-    def __init__(self, offset_net: PerHand, regressor: Tensor, input_size: int, *, mirror_left: bool,
-                 use_true_camera: bool):
+    def __init__(self, offset_net: PerHand, regressor: Tensor):
         super().__init__()
-        self.offset_net, self.input_size = offset_net, input_size
-        self.mirror_left, self.use_true_camera = mirror_left, use_true_camera
+        self.offset_net = offset_net
         self.register_buffer("regressor", regressor, persistent=False)
 
-    def forward(self, mesh: HandPrediction, image_maps: list[Tensor], tokens: Tensor,
-                camera: GroundTruthCamera | None) -> HandPrediction:
+    def forward(self, mesh: HandPrediction, image_maps: list[Tensor], tokens: Tensor) -> HandPrediction:
         """image_maps: (B, C, H, W) each, seen by both hands.  tokens: (B, 2, 64, D), each hand's own."""
-        points = self._points_grid(mesh, camera)                              # (B, 2, 778, 2)
+        # Detached: the gradient must not move vertices to where features are convenient.
+        points = project_weak(mesh.vertices.detach(), mesh.camera.detach())   # (B, 2, 778, 2)
         position = self._mirror(10 * mesh.vertices)                           # decimetres: the scale of the features
         sampled = [sample_map(image, points.flatten(1, 2)).unflatten(1, points.shape[1:3]) for image in image_maps]
         features = torch.cat([position, *sampled], dim=-1)                    # (B, 2, 778, C)
@@ -98,20 +93,8 @@ class RefineStage(nn.Module):
             vertices = mesh.vertices + offset
             return mesh._replace(vertices=vertices, joints=self.regressor @ vertices)
 
-    def _points_grid(self, mesh: HandPrediction, camera: GroundTruthCamera | None) -> Tensor:
-        """Where to sample for each vertex; the gradient must not move vertices to where features are convenient."""
-        vertices = mesh.vertices.detach()
-        if not self.use_true_camera:
-            return project_weak(vertices, mesh.camera.detach())
-        if camera is None:
-            raise UserError("model.refine_camera is 'ground_truth', but these images come without a camera.",
-                            "Use annotated data, or a model trained with model.refine_camera=predicted.")
-        with torch.autocast(vertices.device.type, enabled=False):
-            points_crop = project(vertices + camera.wrist[:, :, None], camera.camera_crop[:, None])
-            return crop_to_grid(points_crop, self.input_size)
-
     def _mirror(self, vectors: Tensor) -> Tensor:
         """Vectors (B, 2, N, 3) with the left hand's mirrored if one net serves both hands."""
-        if not self.mirror_left:
+        if not self.offset_net.tied:
             return vectors
         return torch.stack([vectors[:, Hand.RIGHT], mirror_vectors(vectors[:, Hand.LEFT])], dim=1)

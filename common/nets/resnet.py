@@ -3,20 +3,11 @@
 Legend: B batch · S side of the input, divisible by 32.
 """
 
-import logging
-from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from common.errors import UserError
 from common.nets.torchvision_import import import_torchvision
-from common.weights import WEIGHTS_SUFFIX, read_weights
-
-logger = logging.getLogger(__name__)
-_BACKBONE = "backbone."                 # what the names of an LGNet's backbone begin with
-_WRAPPERS = ("module.", "_orig_mod.")   # of DistributedDataParallel and torch.compile
 
 
 class ImageFeatures(NamedTuple):
@@ -30,14 +21,14 @@ class ImageFeatures(NamedTuple):
 class ResNet(nn.Module):
     """ImageFeatures of a normalised image (B, 3, S, S).
 
-    name: "resnet18", "resnet34" or "resnet50".  pretrained: as in `load_pretrained`.
+    name: "resnet18", "resnet34" or "resnet50"; the weights are random, see `common.nets.pretrained`.
     channels: of the three maps, in the order of ImageFeatures.
     """
 
-    def __init__(self, name: str, pretrained: str = ""):
+    def __init__(self, name: str):
         super().__init__()
         net = import_torchvision().models.get_model(name)
-        load_pretrained(net, name, pretrained)
+        self.name = name
         self.channels = ImageFeatures(net.conv1.out_channels, *(_out_channels(net.layer1), _out_channels(net.layer4)))
         # torchvision's names: the state dict of this module is one of torchvision's without the classifier.
         self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
@@ -52,77 +43,3 @@ class ResNet(nn.Module):
 def _out_channels(layer: nn.Sequential) -> int:
     convolutions = [module for module in layer[-1].modules() if isinstance(module, nn.Conv2d)]
     return convolutions[-1].out_channels
-
-
-def load_pretrained(net: nn.Module, name: str, pretrained: str) -> None:
-    """Fill a torchvision ResNet with weights and say so in one log line.
-
-    pretrained: "" leaves it as it is, "imagenet" downloads torchvision's IMAGENET1K_V1 weights, anything else is a
-    file: a torchvision state dict (a classifier `fc` in it is not needed), or weights of an LGNet, whose backbone is
-    taken (`common.weights`).
-    Raises UserError when the weights cannot be had or belong to another network.
-    """
-    if not pretrained:
-        logger.info("%s starts from scratch", name)
-        return
-    state = _download_imagenet(name) if pretrained == "imagenet" else _read_weights(Path(pretrained))
-    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
-    expected = {key: value for key, value in net.state_dict().items() if not key.startswith("fc.")}
-    wrong = sorted(key for key in expected.keys() | state.keys() if not _same_shape(expected.get(key), state.get(key)))
-    if wrong:
-        raise UserError(
-            f"model.pretrained is '{pretrained}', which does not hold weights of {name}: {len(wrong)} of "
-            f"{len(expected)} tensors are missing, unknown or of another shape, for example '{wrong[0]}'.",
-            "Give weights of the same network, or change model.backbone.",
-        )
-    net.load_state_dict(state, strict=False)    # the classifier is not there; everything else was just compared
-    logger.info("%s starts from %s", name, "ImageNet (torchvision)" if pretrained == "imagenet" else pretrained)
-
-
-def _same_shape(expected: Tensor | None, found: object) -> bool:
-    return expected is not None and isinstance(found, Tensor) and expected.shape == found.shape
-
-
-def _download_imagenet(name: str) -> dict[str, Tensor]:
-    weights = import_torchvision().models.get_model_weights(name).IMAGENET1K_V1
-    try:
-        return weights.get_state_dict(progress=False, check_hash=True)
-    except OSError as error:
-        raise UserError(
-            f"model.pretrained is 'imagenet', but {weights.url} could not be downloaded: {error}.",
-            "Download that file elsewhere and set model.pretrained to its path, or leave it empty.",
-        ) from None
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise UserError(
-            f"model.pretrained is '{path}', and there is no such file.",
-            "Give a file with a torchvision state dict, 'imagenet' to download one, or nothing to start from scratch.",
-        )
-    if path.suffix == WEIGHTS_SUFFIX:
-        weights = read_weights(path).model
-        return {name.removeprefix(_BACKBONE): weights[name] for name in weights if name.startswith(_BACKBONE)}
-    return _read_state(path)
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:      # damaged or hostile bytes may raise anything
-        # What torch says before this is how to load the file without the protection.
-        reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip() or type(error).__name__
-        raise UserError(f"model.pretrained is '{path}', which cannot be read: {reason.splitlines()[0][:200]}.",
-                        "Give a torchvision state dict: a file of tensors and nothing else.") from None
-    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise UserError(f"model.pretrained is '{path}', which holds {type(state).__name__} and not a state dict.")
-    return _unwrapped(state)
-
-
-def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same weights without what wrappers of a model put before all of its names."""
-    for prefix in _WRAPPERS * 2:        # one wrapper may be inside the other
-        if state and all(name.startswith(prefix) for name in state):
-            logger.info("the weights' names begin with '%s', which is left out", prefix)
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return state

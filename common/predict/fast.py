@@ -3,14 +3,15 @@
 import copy
 import importlib.util
 import shutil
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.mano.model import HandModel, ManoLayer
 from common.predict.flip import FlipTest
 from common.predict.packed import fold_batch_norms, pack_layers
+from common.types import Stages
 
 
 def accelerated(model: nn.Module, *, channels_last: bool, compile_mode: str) -> nn.Module:
@@ -30,23 +31,23 @@ def accelerated(model: nn.Module, *, channels_last: bool, compile_mode: str) -> 
     return torch.compile(model, mode=compile_mode)
 
 
-def for_inference(model: nn.Module, *, precision: str = "float32", channels_last: bool = False,
+def for_inference(model: nn.Module, hand_model: HandModel, *, precision: str = "float32", channels_last: bool = False,
                   compile_mode: str = "", flip_test: bool = False) -> nn.Module:
     """A copy of `model` that predicts the same, to rounding, in less time, and cannot be trained.
 
     precision: "float32" or "bfloat16".  channels_last, compile_mode: as for `accelerated`.
-    flip_test: predict as FlipTest does instead; the model is an LGNet.
+    flip_test: predict as FlipTest does instead, with `hand_model`.
     On a CPU and not compiled, oneDNN holds the weights in its own layout; channels_last then changes nothing.
     """
     fast = copy.deepcopy(model).eval().requires_grad_(False)
     fold_batch_norms(fast)
-    is_on_cpu = next(fast.parameters()).device.type == "cpu"
+    device = next(fast.parameters()).device
     fast = accelerated(fast, channels_last=channels_last, compile_mode=compile_mode)
-    if is_on_cpu and not compile_mode and torch.backends.mkldnn.is_available():
+    if device.type == "cpu" and not compile_mode and torch.backends.mkldnn.is_available():
         pack_layers(fast, getattr(torch, precision))
     if precision == "bfloat16":
         fast = Autocast(fast)
-    return FlipTest(fast, model.mano_head.mano) if flip_test else fast
+    return FlipTest(fast, ManoLayer(hand_model).to(device)) if flip_test else fast
 
 
 class Autocast(nn.Module):
@@ -56,9 +57,9 @@ class Autocast(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, image: Tensor, *rest: Any) -> Any:
+    def forward(self, image: Tensor) -> Stages:
         with torch.autocast(image.device.type, torch.bfloat16):
-            return self.model(image, *rest)
+            return self.model(image)
 
 
 def can_compile() -> bool:

@@ -1,18 +1,19 @@
-"""Batches: from a dataset through loader processes to a device."""
+"""Batches: from files through loader processes, or rendered on the device; both give the same type."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader
 
 from common.errors import EXIT_ENVIRONMENT, UserError
-from common.types import GroundTruthCamera, Sample, Stages, TwoHandBatch, map_tensors
+from common.types import Sample, Stages, TwoHandBatch, map_tensors
 from data.augment import float_image
 from data.dataset import EpochSampler, TwoHandDataset
+from data.schema import Reader
 from data.synthetic.batches import RenderedBatches
 from main.engine.processes.seeding import use_one_thread
 
@@ -22,17 +23,109 @@ _SIGNAL_S = 1.0     # seconds in which a dead process has been signalled
 
 
 class TrainingBatch(NamedTuple):
-    """What one step learns from."""
+    """What is learned from at once."""
 
     batch: TwoHandBatch     # the usable samples
     faults: dict[int, int]  # index: code of a data.checks.Reason, for each sample that was taken out
     is_blank: bool          # too few were usable: the batch holds bad ones, which annotate nothing
-    waited_s: float         # how long the loader kept the caller waiting
 
+
+class Batches(Protocol):
+    """The training batches of an epoch, in the order of a sampler; iterated once for each epoch."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[TrainingBatch]: ...
+
+
+class TrainingSamples(Protocol):
+    """What is trained on."""
+
+    reader: Reader
+    max_bad_fraction: float     # of the samples may prove unusable before training stops
+
+    def __len__(self) -> int: ...
+
+    def batches(self, sampler: EpochSampler, *, batch_size: int, drop_last: bool, device: torch.device) -> Batches:
+        """Batches on a device.  drop_last: leave out an incomplete last one."""
+        ...
+
+
+class SamplesOnDisk:
+    """The samples of a dataset, read by `workers` processes that live as long as the batches."""
+
+    def __init__(self, dataset: TwoHandDataset, *, workers: int, max_bad_fraction: float):
+        self.dataset, self.reader = dataset, dataset.reader
+        self.workers, self.max_bad_fraction = workers, max_bad_fraction
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def batches(self, sampler: EpochSampler, *, batch_size: int, drop_last: bool, device: torch.device) -> Batches:
+        return _UsableBatches(build_loader(self.dataset, sampler, batch_size=batch_size, workers=self.workers,
+                                           device=device, drop_last=drop_last), device)
+
+
+class _UsableBatches:
+    """The loader's batches on the device, without their bad samples.
+
+    Taking those rows out, and not only their masks, keeps black images out of the statistics of batch normalisation. A
+    batch with fewer than two usable samples has no statistics and comes blank.
+    """
+
+    def __init__(self, loader: DataLoader, device: torch.device):
+        self.loader, self.device = loader, device
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[TrainingBatch]:
+        for samples in loaded(self.loader):
+            bad = samples.fault > 0
+            faults = dict(zip(samples.index[bad].tolist(), samples.fault[bad].tolist(), strict=True))
+            is_blank = int((~bad).sum()) < min(2, len(bad))
+            if faults:
+                rows = bad if is_blank else ~bad
+                samples = map_tensors(lambda tensor, rows=rows: tensor[rows], samples)
+            yield TrainingBatch(on_device(samples, self.device), faults, is_blank)
+
+
+class RenderedSamples:
+    """The samples of a rendered set, drawn anew on the device in every epoch. None of them is bad."""
+
+    max_bad_fraction = 0.0
+
+    def __init__(self, reader: Reader, rendered: RenderedBatches):
+        self.reader, self.rendered = reader, rendered
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def batches(self, sampler: EpochSampler, *, batch_size: int, drop_last: bool, device: torch.device) -> Batches:
+        return _RenderedBatches(self.rendered, BatchSampler(sampler, batch_size, drop_last), device)
+
+
+class _RenderedBatches:
+    """Batches drawn in a sampler's order."""
+
+    def __init__(self, rendered: RenderedBatches, keys: BatchSampler, device: torch.device):
+        self.rendered, self.keys, self.device = rendered, keys, device
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __iter__(self) -> Iterator[TrainingBatch]:
+        for keys in self.keys:
+            epoch, _ = keys[0]
+            indices = torch.tensor([index for _, index in keys], device=self.device)
+            yield TrainingBatch(self.rendered.batch(epoch, indices), {}, is_blank=False)
+
+
+# ---------------------------------------------------------------- loader processes
 
 def build_loader(dataset: TwoHandDataset, sampler: EpochSampler, *, batch_size: int, workers: int,
                  device: torch.device, drop_last: bool) -> DataLoader:
-    """Batches of `dataset` in the sampler's order. The loader processes live as long as the loader."""
+    """Stacked samples of `dataset` in the sampler's order. The loader processes live as long as the loader."""
     return DataLoader(
         dataset, batch_size, sampler=sampler, drop_last=drop_last, num_workers=workers, worker_init_fn=use_one_thread,
         persistent_workers=workers > 0, pin_memory=device.type == "cuda",
@@ -40,49 +133,10 @@ def build_loader(dataset: TwoHandDataset, sampler: EpochSampler, *, batch_size: 
     )
 
 
-class RenderingLoader:
-    """Batches of samples rendered on the device, in the sampler's order: a loader without a disk."""
-
-    def __init__(self, rendered: RenderedBatches, sampler: EpochSampler, *, batch_size: int, device: torch.device,
-                 drop_last: bool):
-        self.rendered, self.device = rendered, device
-        self.keys = BatchSampler(sampler, batch_size, drop_last)
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def __iter__(self) -> Iterator[TwoHandBatch]:
-        for keys in self.keys:
-            epoch, _ = keys[0]
-            yield self.rendered.batch(epoch, torch.tensor([index for _, index in keys], device=self.device))
-
-
 def batches(loader: DataLoader, device: torch.device) -> Iterator[TwoHandBatch]:
     """The loader's batches on the device, bad samples and all."""
-    for batch in loaded(loader):
-        yield on_device(batch, device)
-
-
-def training_batches(loader: DataLoader | RenderingLoader, device: torch.device) -> Iterator[TrainingBatch]:
-    """The loader's batches on the device, without their bad samples.
-
-    Taking those rows out, and not only their masks, keeps black pictures out of the statistics of batch
-    normalisation. A batch with fewer than two usable samples has no statistics and comes blank.
-    """
-    start = time.perf_counter()
-    for batch in loaded(loader):
-        waited_s = time.perf_counter() - start
-        if isinstance(batch, TwoHandBatch):     # just rendered: nothing in it is bad
-            yield TrainingBatch(batch, {}, False, waited_s)
-            start = time.perf_counter()
-            continue
-        bad = batch.fault > 0
-        faults = dict(zip(batch.index[bad].tolist(), batch.fault[bad].tolist(), strict=True))
-        is_blank = int((~bad).sum()) < min(2, len(bad))
-        if faults:
-            batch = _take(batch, bad if is_blank else ~bad)
-        yield TrainingBatch(on_device(batch, device), faults, is_blank, waited_s)
-        start = time.perf_counter()
+    for samples in loaded(loader):
+        yield on_device(samples, device)
 
 
 def on_device(samples: Sample, device: torch.device) -> TwoHandBatch:
@@ -92,11 +146,7 @@ def on_device(samples: Sample, device: torch.device) -> TwoHandBatch:
                         samples.fault)
 
 
-def _take(samples: Sample, rows: Tensor) -> Sample:
-    return map_tensors(lambda tensor: tensor[rows], samples)
-
-
-def loaded(loader: DataLoader | RenderingLoader) -> Iterator[Any]:
+def loaded(loader: DataLoader) -> Iterator[Any]:
     """What the loader gives. What goes wrong in its processes is told as the user's error it is."""
     iterator = iter(loader)
     while True:
@@ -138,5 +188,4 @@ def _lost_loader(what: str) -> UserError:
 
 def predict(model: nn.Module, batch: TwoHandBatch) -> Stages:
     """The model's predictions for a batch, in float32 whatever it computes in."""
-    stages = model(batch.image, GroundTruthCamera(batch.camera_crop, batch.targets.wrist))
-    return map_tensors(Tensor.float, stages)
+    return map_tensors(Tensor.float, model(batch.image))

@@ -3,7 +3,6 @@
 import hashlib
 import logging
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,13 @@ from tqdm import tqdm
 
 from common.errors import EXIT_OK, EXIT_SOME_FAILED
 from common.files import finite_or_none, write_atomically, write_json
-from common.mano.model import check_same_model
-from common.predict.fast import for_inference
 from common.score.metrics import PckOptions, PredictedHands, protocol_named, report_lines
 from common.score.tally import EVERY_PROTOCOL, Scorer, Tally
 from common.types import HandPrediction, Stages, TwoHandBatch, map_tensors
-from common.weights import Trained
 from data.dataset import EpochSampler, TwoHandDataset
-from main.build import configured_dataset, configured_hand_model, trained_model
-from main.config import Config, TestConfig
+from main.config import TestConfig
 from main.engine.bad_samples import BadSamples
-from main.engine.batches import batches, build_loader, dead_loaders_told, predict
+from main.engine.batches import batches, build_loader, dead_loaders_told
 from main.engine.processes.launch import Process
 from main.engine.run.provenance import code_revision, portable, versions
 
@@ -32,9 +27,10 @@ log = logging.getLogger(__name__)
 
 
 class Evaluator:
-    """Scores a model on a dataset, alone or as one of several processes. Start at `run`; `build` makes the parts.
+    """Scores a model on a dataset, alone or as one of several processes. Start at `run`.
 
-    predict: from a batch to its predictions.  mean_joints: (2, 21, 3), what the baseline predicts for every sample.
+    predict: from a batch to its predictions.
+    mean_joints: (2, 21, 3), what the baseline predicts for every sample.
     settings: its protocol is the one whose numbers are printed, and used for the rough mesh and the baseline.
     save: called with the indices (B,) of each batch and its predictions; no sample comes twice.
     """
@@ -51,19 +47,6 @@ class Evaluator:
         sampler = EpochSampler(len(dataset), shuffle=False, rank=process.rank, world_size=process.world_size)
         self.loader = build_loader(dataset, sampler, batch_size=settings.batch_size, workers=workers,
                                    device=process.device, drop_last=False)
-
-    @classmethod
-    def build(cls, config: Config, trained: Trained, where: str, process: Process,
-              save: Callable[[Tensor, HandPrediction], None] | None = None) -> "Evaluator":
-        """The evaluator that a configuration describes, for the model of the file `where`."""
-        hand_model = configured_hand_model(config)
-        check_same_model(hand_model.identity, trained.hand_model, where)
-        dataset = configured_dataset(config, hand_model, config.data.testset, config.data.test_split, augmented=False)
-        model = trained_model(config, hand_model, trained.model, where).to(process.device)
-        fast = for_inference(model, precision=config.test.precision, channels_last=config.test.channels_last,
-                             compile_mode=config.test.compile, flip_test=config.test.flip_test)
-        return cls(partial(predict, fast), dataset, trained.mean_joints, settings=config.test,
-                   workers=config.data.workers, process=process, save=save)
 
     @dead_loaders_told()
     def run(self, stopped: Callable[[], bool] = lambda: False) -> Tally | None:

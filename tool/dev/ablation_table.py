@@ -31,15 +31,15 @@ from common.files import (
     write_json,
 )
 from common.mano.load import load_hand_model
+from common.nets.variants import VARIANTS
 from common.score.metrics import interval_95
-from main.build import trained_model
+from main.build import build_trained_model
 from main.config import CONFIG_DIR, Config, config_from_dict, config_to_dict, load_config
 from main.engine.processes.launch import GPU_FORMS
 from main.engine.run.provenance import differences, portable
 from main.engine.run.snapshots import load_latest, snapshots_in
 
-# Readings that are no change to lgnet.yaml, and so no file beside the ablations, but one to the table's network.
-READINGS = {"lgfa_paper": ["model.lgfa=paper"]}
+LGFA_PAPER = "lgfa_paper"       # the table's network without its variant of LGFA
 # Those of the paper's Table III, then other readings of what it leaves open.
 ROWS = ("full", "wo_joint_stage", "wo_mesh_stage", "wo_refine_stage", "wo_lr_feature", "wo_lgblock", "wo_local_unit",
         "wo_global_unit", "wo_normal_loss", "wo_edge_loss", "wo_laplacian_loss",
@@ -118,21 +118,28 @@ def planned_run(args: argparse.Namespace, row: str, seed: int) -> Run:
     folder = args.out.absolute() / row / f"seed_{seed}"
     common = [*args.set, f"data.root={json.dumps(str(args.data.absolute()))}", f"output={json.dumps(str(folder))}",
               f"train.seed={seed}"]
-    run = Run(row, seed, folder, args.config, (*common, *row_overrides(row)))
-    if row != "full" and run.config == load_config(args.config, common):
+    full = load_config(args.config, common)
+    run = Run(row, seed, folder, args.config, (*common, *row_overrides(row, full)))
+    if row != "full" and run.config == full:
         raise UserError(f"The row '{row}' is the full model under the configuration '{args.config}'.",
                         "Leave it out of --rows.")
     return run
 
 
-def row_overrides(row: str) -> list[str]:
-    """What a row changes, as `a.b=c`."""
-    if row == "full" or row in READINGS:
-        return READINGS.get(row, [])
+def row_overrides(row: str, full: Config) -> list[str]:
+    """What a row changes in the full model's configuration, as `a.b=c`."""
+    variants = full.model.variants
+    if row == "full":
+        return []
+    if row == LGFA_PAPER:
+        return [f"model.variants={json.dumps([name for name in variants if name != 'lgfa_prenorm'])}"]
+    if row in VARIANTS:
+        return [f"model.variants={json.dumps(list(dict.fromkeys([*variants, row])))}"]
     file = CONFIG_DIR / "ablation" / f"{row}.yaml"
     if not file.is_file():
-        known = ["full", *READINGS, *sorted(path.stem for path in file.parent.glob("*.yaml"))]
-        raise UserError(f"There is no row '{row}'.", f"The rows are: {', '.join(known)}.")
+        losses = sorted(path.stem for path in file.parent.glob("*.yaml") if path.stem not in VARIANTS)
+        raise UserError(f"There is no row '{row}'.",
+                        f"The rows are: {', '.join(['full', LGFA_PAPER, *VARIANTS, *losses])}.")
     changes = yaml.safe_load(file.read_text())
     del changes["base"]
     return [f"{section}.{key}={json.dumps(value)}" for section, values in changes.items()
@@ -184,7 +191,7 @@ def summary(run: Run, full: Run) -> dict[str, Any]:
     scores = metrics["protocols"][metrics["protocol"]]
     snapshot, _ = load_latest(run.folder / "model_dump")
     hand_model = load_hand_model(config.hand_model.name, config.hand_model.path)
-    model = trained_model(config, hand_model, snapshot.model, where=str(run.folder))
+    model = build_trained_model(config.model, hand_model, snapshot.model, where=str(run.folder))
     per_step = config.train.batch_size * config.train.accumulate * snapshot.world_size
     return {
         "row": run.row, "seed": run.seed, "samples": snapshot.step * per_step,

@@ -44,7 +44,7 @@ from data.dataset import EpochSampler, TwoHandDataset, read_frame
 from data.frames import crop_image
 from data.frames.folder import unique_names
 from data.subset import spread_evenly
-from main.build import configured_dataset
+from main.build import build_dataset
 from main.config import changed_config, mano_overrides
 from main.engine.bad_samples import BadSamples
 from main.engine.batches import batches, build_loader, predict
@@ -101,8 +101,7 @@ def _parse_args() -> argparse.Namespace:
 def open_set(network: Network, folder: Path, split: str) -> TwoHandDataset:
     """All frames of a split with an annotated hand, cropped as for the network's own test."""
     named = [f"data.root={json.dumps(str(folder.absolute()))}", "data.testset=InterHand26M", "data.filter=all"]
-    return configured_dataset(changed_config(network.config, named), network.hand_model, "InterHand26M", split,
-                              augmented=False)
+    return build_dataset(changed_config(network.config, named), network.hand_model, "InterHand26M", split)
 
 
 # ---------------------------------------------------------------- measuring

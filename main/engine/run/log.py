@@ -5,7 +5,9 @@ import logging
 import logging.handlers
 import sys
 import threading
+import time
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.files import cannot_write
+from main.engine.progress import Progress
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -72,30 +75,58 @@ def start_log(file: Path, *, is_main: bool) -> None:
             package.addHandler(handler)
 
 
-class Recorder:
-    """Running means of named figures: to TensorBoard every time they are read, and back as numbers.
+class StepLog:
+    """What is told of training steps: a bar on a terminal, and every `every` steps a line of the log and TensorBoard's
+    scalars, each the mean since the last time.
 
-    Only the main process writes; under several processes the figures are those of its own share of each batch.
+    Only the main process writes; under several processes the scalars are those of its own share of each batch.
     """
 
-    def __init__(self, folder: Path, *, is_main: bool, first_step: int):
-        self.thread_hook, threading.excepthook = threading.excepthook, self._failed_thread
+    def __init__(self, folder: Path, every: int, *, is_main: bool, first_step: int):
+        self.every, self.is_main = every, is_main
         self.writer = _tensorboard_writer(folder, first_step) if is_main else None
+        self.thread_hook, threading.excepthook = threading.excepthook, self._failed_thread
         self.rows: dict[tuple[str, ...], list[Tensor]] = defaultdict(list)
 
-    def add(self, figures: dict[str, Tensor]) -> None:
-        """Count in figures that come together (scalar tensors). They stay on their device: its work is not awaited."""
-        self.rows[tuple(figures)].append(torch.stack([value.detach() for value in figures.values()]))
+    def __enter__(self) -> "StepLog":
+        return self
 
-    def read(self, step: int, seconds: dict[str, float]) -> dict[str, float]:
-        """Means since the last call and `seconds`, figures of the clock, written to TensorBoard at `step`."""
-        means = {}
-        for names, rows in self.rows.items():
-            means |= zip(names, torch.stack(rows).double().mean(dim=0).tolist(), strict=True)
-        self.rows.clear()
-        means |= seconds
-        self.write(means, step)
-        return means
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):      # of a full disk
+            if self.writer:
+                self.writer.close()
+        threading.excepthook = self.thread_hook
+
+    @contextlib.contextmanager
+    def epoch(self, progress: Progress, batches: int, waited_s: float) -> Iterator[None]:
+        """Within it, steps of one epoch are told of.  batches: of the epoch; waited_s: as in `report`."""
+        self.batches, self.window = batches, (time.perf_counter(), progress.step, waited_s)
+        # disable=None: none where the output is no terminal; the log's lines tell the progress there.
+        with tqdm(total=batches, initial=progress.batch, desc=f"epoch {progress.epoch}", leave=False,
+                  disable=None if self.is_main else True) as self.bar:
+            yield
+
+    def add(self, scalars: list[dict[str, Tensor]], grad_norm: Tensor) -> None:
+        """Count in the scalars of a step's batches. They stay on their device: its work is not awaited."""
+        for each in (*scalars, {"grad_norm": grad_norm}):
+            self.rows[tuple(each)].append(torch.stack([value.detach() for value in each.values()]))
+
+    def report(self, progress: Progress, waited_s: float, lr: float) -> None:
+        """Tell of the steps since the last time, if it is time.  waited_s: that training has waited for data so far."""
+        self.bar.update(progress.batch - self.bar.n)
+        if progress.step % self.every and progress.batch < self.batches:
+            return
+        now, (start, step, waited_before_s) = time.perf_counter(), self.window
+        self.window = (now, progress.step, waited_s)
+        seconds, data_share = (now - start) / (progress.step - step), (waited_s - waited_before_s) / (now - start)
+        means = self.means() | {"time/step_s": seconds, "time/data_share": data_share}
+        self.write(means, progress.step)
+        shown = {"loss": f"{means['loss/total']:.4f}", "final": f"{means['mm/final']:.1f} mm",
+                 "rough": f"{means['mm/rough']:.1f} mm"}
+        self.bar.set_postfix(shown)
+        log.info("epoch %d  step %d  %s  lr %.1e  %.2f s/step  data %.0f %%", progress.epoch, progress.step,
+                 "  ".join(f"{name} {value}" for name, value in shown.items()), lr, seconds, 100 * data_share)
+        log.debug("step %d  %s", progress.step, "  ".join(f"{name} {value:.5g}" for name, value in means.items()))
 
     def write(self, values: dict[str, float], step: int) -> None:
         """Put values into TensorBoard, which goes without them, with a warning, where its file cannot be written."""
@@ -108,11 +139,13 @@ class Recorder:
             log.warning("The curves for TensorBoard end at step %d: %s.", step, error)
             self.writer = None
 
-    def close(self) -> None:
-        with contextlib.suppress(OSError):      # of a full disk
-            if self.writer:
-                self.writer.close()
-        threading.excepthook = self.thread_hook
+    def means(self) -> dict[str, float]:
+        """Of the scalars since the last call."""
+        means: dict[str, float] = {}
+        for names, rows in self.rows.items():
+            means |= zip(names, torch.stack(rows).double().mean(dim=0).tolist(), strict=True)
+        self.rows.clear()
+        return means
 
     def _failed_thread(self, failure: threading.ExceptHookArgs) -> None:
         """TensorBoard's own thread would print a page; `write` meets its error too and tells it in a line."""

@@ -11,18 +11,18 @@ import platform
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from signal import Signals
 from typing import Any
 
 import msgspec
 import torch
 
-from common.errors import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_OK, UserError
+from common.errors import EXIT_INTERRUPTED, UserError
 from common.files import ROOT, read_json, sha256_of, write_atomically
 from data.schema import Reader
 from data.synthetic import SETTINGS_FILE
-from main.config import Config, DataConfig, config_to_dict
+from main.config import DataConfig
 from main.engine.processes.launch import Process
+from main.engine.progress import Outcome
 from main.engine.run.provenance import code_revision, differences, portable, portable_command, versions
 from main.engine.trainer import Trainer
 
@@ -61,19 +61,19 @@ class End(msgspec.Struct, frozen=True, kw_only=True, tag="end", tag_field="event
     result: str                 # in words
 
 
-def fit_recorded(trainer: Trainer, config: Config, *, resume: bool) -> int:
+def fit_recorded(trainer: Trainer) -> Outcome:
     """`trainer.fit()`, with its start and its end in the record of the output folder. All processes call this."""
-    file, machine = ROOT / config.output / RECORD_FILE, describe_machine(trainer.process)
+    file, machine = trainer.run.path / RECORD_FILE, describe_machine(trainer.process)
     if not trainer.process.is_main:
         return trainer.fit()
-    _append(file, _describe_start(trainer, config, machine, resume, _last_start(file)))
+    _append(file, _describe_start(trainer, machine, _last_start(file)))
     try:
-        code = trainer.fit()
+        outcome = trainer.fit()
     except BaseException as error:
         _append_end(file, trainer, *_failure(error))
         raise
-    _append_end(file, trainer, code, _meaning(code))
-    return code
+    _append_end(file, trainer, outcome, str(outcome))
+    return outcome
 
 
 def read_record(folder: Path) -> list[Start | End]:
@@ -120,24 +120,19 @@ def weights_sha256(pretrained: str) -> str | None:
     return sha256_of(file) if file.is_file() else None
 
 
-def _describe_start(trainer: Trainer, config: Config, machine: dict[str, Any], resume: bool,
-                    before: Start | None) -> Start:
-    facts = portable({
-        "config": config_to_dict(config), "program": code_revision(), "versions": versions(), "machine": machine,
-        "data": describe_data(config.data, trainer.dataset.reader), "hand_model": trainer.facts["hand_model"],
+def _describe_start(trainer: Trainer, machine: dict[str, Any], before: Start | None) -> Start:
+    config = trainer.run.config
+    metadata = portable({
+        **trainer.run.metadata, "program": code_revision(), "versions": versions(), "machine": machine,
+        "data": describe_data(config.data, trainer.samples.reader),
         "pretrained": weights_sha256(config.model.pretrained),
     })
     return Start(
-        time=_now(), continues=resume, epoch=trainer.epoch, step=trainer.step,
+        time=_now(), continues=trainer.run.resume, epoch=trainer.progress.epoch, step=trainer.progress.step,
         command=portable_command([os.path.abspath(sys.argv[0]), *sys.argv[1:]]),
-        folder=portable_command([os.getcwd()])[0], **facts,
-        changed=differences({key: getattr(before, key) for key in COMPARED}, facts) if before else {},
+        folder=portable_command([os.getcwd()])[0], **metadata,
+        changed=differences({key: getattr(before, key) for key in COMPARED}, metadata) if before else {},
     )
-
-
-def _meaning(code: int) -> str:
-    known = {EXIT_OK: "complete", EXIT_DIVERGED: "diverged"}
-    return known.get(code) or f"stopped by {Signals(code - 128).name}"      # Trainer.fit has no others
 
 
 def _failure(error: BaseException) -> tuple[int, str]:
@@ -150,7 +145,8 @@ def _failure(error: BaseException) -> tuple[int, str]:
 def _append_end(file: Path, trainer: Trainer, code: int, result: str) -> None:
     """A run ends as it ended, whether that can be written down or not."""
     try:
-        _append(file, End(time=_now(), epoch=trainer.epoch, step=trainer.step, code=code, result=portable(result)))
+        _append(file, End(time=_now(), epoch=trainer.progress.epoch, step=trainer.progress.step, code=code,
+                          result=portable(result)))
     except UserError as error:
         log.warning("The end of the run is not in its record. %s", error)
 

@@ -49,7 +49,8 @@ def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     args.set = [*args.set, f"train.batch_size={args.batch_size}"]
     rates: dict[str, list[float]] = defaultdict(list)
-    with training_set.training_set(args, steps=args.batches + 1) as (config, dataset):
+    with training_set.training_set(args, steps=args.batches + 1) as (config, samples):
+        dataset = samples.dataset
         print(f"{config.data.trainset}, crops of {dataset.size} px, {args.rounds} rounds of {args.batches} batches of "
               f"{args.batch_size}; the page cache is warm")
         for _ in range(args.rounds):

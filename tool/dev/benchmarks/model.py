@@ -27,10 +27,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from common.errors import UserError
+from common.mano.model import HandModel
 from common.nets.torchvision_import import import_torchvision
+from common.nets.zoo import build_model
 from common.predict.fast import Autocast, accelerated, for_inference
 from data.augment import float_image
-from main.build import configured_dataset, configured_hand_model, configured_model, trained_model
+from main.build import build_dataset, build_hand_model, build_trained_model
 from main.config import changed_config, config_from_dict, load_config
 from main.engine.processes.launch import choose_devices
 from main.engine.run.snapshots import load_trained
@@ -76,13 +78,15 @@ def run(args: argparse.Namespace) -> None:
     device = choose_devices(args.gpu, torch.cuda.device_count())[0]
     rows = []
     print(f"{_device_name(device)}, torch {torch.__version__}\n\n{_HEADER}")
-    for name, (model, size, images) in _subjects(args).items():
-        model = model.to(device).eval()
-        cost = {"model": name, "params_m": sum(p.numel() for p in model.parameters()) / 1e6, "gmac": _gmac(model, size)}
+    for name, subject in _subjects(args).items():
+        model = subject.model.to(device).eval()
+        cost = {"model": name, "params_m": sum(p.numel() for p in model.parameters()) / 1e6,
+                "gmac": _gmac(model, subject.size)}
         for variant in args.variant:
             for batch in args.batch:
                 rows.append(cost | {"batch": batch, "variant": variant, "device": _device_name(device)}
-                            | _measured(model, images(batch).to(device), VARIANTS[variant], args.seconds))
+                            | _measured(model, subject.hand_model, subject.images(batch).to(device), VARIANTS[variant],
+                                        args.seconds))
                 print(_line(rows[-1]), flush=True)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
@@ -90,6 +94,7 @@ def run(args: argparse.Namespace) -> None:
 
 class _Subject(NamedTuple):
     model: nn.Module
+    hand_model: HandModel
     size: int                           # side of its input, pixels
     images: Callable[[int], Tensor]     # so many for it, (B, 3, S, S)
 
@@ -102,17 +107,18 @@ def _subjects(args: argparse.Namespace) -> dict[str, _Subject]:
     for name in args.config:
         config = load_config(name, ["model.pretrained=", *args.set])
         torch.manual_seed(0)
-        model, size = configured_model(config, configured_hand_model(config)), config.model.input_size
-        subjects[name] = _Subject(model, size, partial(_random_images, size))
+        hand_model, size = build_hand_model(config.hand_model), config.model.input_size
+        model = build_model(config.model, hand_model)
+        subjects[name] = _Subject(model, hand_model, size, partial(_random_images, size))
     return subjects
 
 
 def _trained(checkpoint: Path, overrides: list[str]) -> _Subject:
     trained = load_trained(checkpoint)
     config = changed_config(config_from_dict(trained.config), overrides)
-    hand_model = configured_hand_model(config)
-    model = trained_model(config, hand_model, trained.model, str(checkpoint))
-    dataset = configured_dataset(config, hand_model, config.data.testset, config.data.test_split, augmented=False)
+    hand_model = build_hand_model(config.hand_model)
+    model = build_trained_model(config.model, hand_model, trained.model, str(checkpoint))
+    dataset = build_dataset(config, hand_model, config.data.testset, config.data.test_split)
 
     def pictures(count: int) -> Tensor:
         if count > len(dataset):
@@ -120,7 +126,7 @@ def _trained(checkpoint: Path, overrides: list[str]) -> _Subject:
         samples = [dataset[0, index] for index in range(count)]
         return torch.stack([float_image(sample.pixels, sample.gain) for sample in samples])
 
-    return _Subject(model, config.model.input_size, pictures)
+    return _Subject(model, hand_model, config.model.input_size, pictures)
 
 
 def _random_images(size: int, count: int) -> Tensor:
@@ -134,12 +140,14 @@ def _gmac(model: nn.Module, size: int) -> float:
     return counter.get_total_flops() / 2e9
 
 
-def _measured(model: nn.Module, image: Tensor, variant: Variant, seconds: float) -> dict[str, float]:
+def _measured(model: nn.Module, hand_model: HandModel, image: Tensor, variant: Variant, seconds: float
+              ) -> dict[str, float]:
     resnet = import_torchvision().models.resnet50().to(image.device).eval()
     bare = accelerated(copy.deepcopy(resnet), channels_last=variant.channels_last, compile_mode=variant.compile_mode)
     if variant.precision == "bfloat16":
         bare = Autocast(bare)
-    networks = [for_inference(model, **variant._asdict()), bare, for_inference(resnet, **variant._asdict())]
+    prepared, prepared_resnet = (for_inference(each, hand_model, **variant._asdict()) for each in (model, resnet))
+    networks = [prepared, bare, prepared_resnet]
     with torch.inference_mode():
         ours, bare_s, prepared_s = zip(*_in_turns(networks, image, seconds), strict=True)
         moved = networks[0](image).final.vertices.float() - model(image).final.vertices

@@ -24,21 +24,22 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
-from torch import Tensor
 
-import main.engine.trainer as trainer_module
 from common.errors import EXIT_OK, UserError
 from common.nets.torchvision_import import import_torchvision
+from common.nets.zoo import build_model
 from common.predict.fast import accelerated
-from data.dataset import TwoHandDataset
+from main.build import build_loss
 from main.config import Config
+from main.engine.batches import SamplesOnDisk
 from main.engine.processes.launch import Process, choose_devices, launch
+from main.engine.run.folder import RunFolder
 from main.engine.trainer import Trainer
 from tool.dev.benchmarks import training_set
 
 HELP = "images per second of training, beside a bare ResNet"
 
-_WARM_UP = 3    # steps before the clock counts: they compile, choose algorithms and fill caches
+WARM_UP = 3    # steps before the clock counts: they compile, choose algorithms and fill caches
 _CHANGES = {    # flags and the configuration that they change
     "batch_size": "train.batch_size", "accumulate": "train.accumulate", "precision": "train.precision",
     "compile": "train.compile", "workers": "data.workers",
@@ -65,10 +66,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _measure(args: argparse.Namespace, process: Process) -> int:
-    with training_set.training_set(args, steps=_WARM_UP + args.steps) as (config, dataset):
-        alone = _timed_steps(config, dataset, process)
+    with training_set.training_set(args, steps=WARM_UP + args.steps) as (config, samples):
+        alone = _timed_steps(config, samples, process)
         peak_gb = _peak_gb(process.device)
-        in_turns = _timed_steps(config, dataset, process, _resnet_step(config, process.device))
+        in_turns = _timed_steps(config, samples, process, _resnet_step(config, process.device))
     row = _row(args, config, process.device) | _figures(config, alone, in_turns) | {"peak_gb": peak_gb}
     _report(row)
     if args.json:
@@ -117,29 +118,30 @@ class _Step(NamedTuple):
     between: float      # what ran between this step and the next
 
 
-def _timed_steps(config: Config, dataset: TwoHandDataset, process: Process, between: Callable[[], None] | None = None
+def _timed_steps(config: Config, samples: SamplesOnDisk, process: Process, between: Callable[[], None] | None = None
                  ) -> list[_Step]:
     """The steps of an epoch as train.py takes it, without the first ones; `between` runs after each, off the clock."""
     settings = replace(config.train, epochs=1, lr_drops=(), validate_every=0, save_every=0)
     steps, clock = [], {"start": 0.0, "waited": 0.0}
+
+    def time_step(trainer: Trainer) -> None:
+        if between:
+            _await(process.device)
+        whole, waited = time.perf_counter() - clock["start"], trainer.waited_s - clock["waited"]
+        steps.append(_Step(whole, waited, _seconds(between, process.device) if between else 0.0))
+        if len(steps) == WARM_UP and process.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(process.device)
+        clock.update(start=time.perf_counter(), waited=trainer.waited_s)
+
+    hand_model = samples.dataset.reader.hand_model
     with tempfile.TemporaryDirectory() as output, \
-            patch.object(trainer_module, "training_dataset", return_value=dataset):
-        trainer = Trainer.build(replace(config, train=settings, output=output), process, resume=False)
-
-        def timed_update(grad_norm: Tensor, update: Callable[[Tensor], None] = trainer._update) -> None:
-            update(grad_norm)
-            if between:
-                _await(process.device)
-            whole, waited = time.perf_counter() - clock["start"], trainer.waited_s - clock["waited"]
-            steps.append(_Step(whole, waited, _seconds(between, process.device) if between else 0.0))
-            if len(steps) == _WARM_UP and process.device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(process.device)
-            clock.update(start=time.perf_counter(), waited=trainer.waited_s)
-
-        with patch.object(trainer, "_update", timed_update), patch.object(trainer, "_save"):
+            RunFolder(replace(config, output=output), hand_model, process, resume=False) as run:
+        trainer = Trainer(build_model(config.model, hand_model), build_loss(config, hand_model), samples, settings, run,
+                          on_step=time_step)
+        with patch.object(trainer, "save"):
             if trainer.fit():
                 raise UserError("Training stopped: the reason stands above.")
-    return steps[_WARM_UP:]
+    return steps[WARM_UP:]
 
 
 def _resnet_step(config: Config, device: torch.device) -> Callable[[], None]:

@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data.dataset import TwoHandDataset
+import torch
+
+from common.errors import UserError
 from data.schema import Reader, Record
 from data.synthetic.on_disk.generate import generate
 from data.synthetic.on_disk.plan import Settings
-from main.build import configured_hand_model, training_dataset
+from main.build import build_hand_model, build_training_samples
 from main.config import Config, changed_config, load_config
+from main.engine.batches import SamplesOnDisk
 
 _FRAMES = 48
 
@@ -25,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @contextmanager
-def training_set(args: argparse.Namespace, steps: int) -> Iterator[tuple[Config, TwoHandDataset]]:
+def training_set(args: argparse.Namespace, steps: int) -> Iterator[tuple[Config, SamplesOnDisk]]:
     """The configuration, and as many of its augmented training samples as `steps` steps of one process take.
 
     Frames come again and again, each time in another view.
@@ -36,9 +39,12 @@ def training_set(args: argparse.Namespace, steps: int) -> Iterator[tuple[Config,
             print(f"rendering {_FRAMES} frames")
             generate(root, Settings(_FRAMES, seed=0, interacting=1.0), workers=os.cpu_count())
         config = changed_config(load_config(args.config), [f"data.root={json.dumps(str(root.absolute()))}", *args.set])
-        dataset = training_dataset(config, configured_hand_model(config))
-        dataset.reader = _Repeated(dataset.reader, steps * config.train.accumulate * config.train.batch_size)
-        yield config, dataset
+        samples = build_training_samples(config, build_hand_model(config.hand_model), torch.device("cpu"))
+        if not isinstance(samples, SamplesOnDisk):
+            raise UserError("data.render_anew is true.", "`python tool/dev/bench.py synth` times rendering.")
+        length = steps * config.train.accumulate * config.train.batch_size
+        samples.dataset.reader = samples.reader = _Repeated(samples.reader, length)
+        yield config, samples
 
 
 class _Repeated:

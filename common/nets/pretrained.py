@@ -1,0 +1,87 @@
+"""Weights for a backbone to start from: ImageNet's, a file's, or those of a trained LGNet."""
+
+import logging
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+from common.nets.resnet import ResNet
+from common.nets.torchvision_import import import_torchvision
+from common.weights import WEIGHTS_SUFFIX, read_weights
+
+logger = logging.getLogger(__name__)
+_BACKBONE = "backbone."                 # what the names of an LGNet's backbone begin with
+_WRAPPERS = ("module.", "_orig_mod.")   # of DistributedDataParallel and torch.compile
+
+
+def load_pretrained(backbone: ResNet, pretrained: str) -> None:
+    """Fill a backbone with weights and say so in one log line.
+
+    pretrained: "imagenet" downloads torchvision's IMAGENET1K_V1 weights, anything else is a file: a torchvision state
+    dict (a classifier `fc` in it is not needed), or weights of an LGNet, whose backbone is taken (`common.weights`).
+    Raises UserError when the weights cannot be had or belong to another network.
+    """
+    name = backbone.name
+    state = _download_imagenet(name) if pretrained == "imagenet" else _read_weights(Path(pretrained))
+    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    expected = backbone.state_dict()
+    wrong = sorted(key for key in expected.keys() | state.keys() if not _same_shape(expected.get(key), state.get(key)))
+    if wrong:
+        raise UserError(
+            f"model.pretrained is '{pretrained}', which does not hold weights of {name}: {len(wrong)} of "
+            f"{len(expected)} tensors are missing, unknown or of another shape, for example '{wrong[0]}'.",
+            "Give weights of the same network, or change model.backbone.",
+        )
+    backbone.load_state_dict(state)
+    logger.info("%s starts from %s", name, "ImageNet (torchvision)" if pretrained == "imagenet" else pretrained)
+
+
+def _same_shape(expected: Tensor | None, found: object) -> bool:
+    return expected is not None and isinstance(found, Tensor) and expected.shape == found.shape
+
+
+def _download_imagenet(name: str) -> dict[str, Tensor]:
+    weights = import_torchvision().models.get_model_weights(name).IMAGENET1K_V1
+    try:
+        return weights.get_state_dict(progress=False, check_hash=True)
+    except OSError as error:
+        raise UserError(
+            f"model.pretrained is 'imagenet', but {weights.url} could not be downloaded: {error}.",
+            "Download that file elsewhere and set model.pretrained to its path, or leave it empty.",
+        ) from None
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(
+            f"model.pretrained is '{path}', and there is no such file.",
+            "Give a file with a torchvision state dict, 'imagenet' to download one, or nothing to start from scratch.",
+        )
+    if path.suffix == WEIGHTS_SUFFIX:
+        weights = read_weights(path).model
+        return {name.removeprefix(_BACKBONE): weights[name] for name in weights if name.startswith(_BACKBONE)}
+    return _read_state(path)
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:      # damaged or hostile bytes may raise anything
+        # What torch says before this is how to load the file without the protection.
+        reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip() or type(error).__name__
+        raise UserError(f"model.pretrained is '{path}', which cannot be read: {reason.splitlines()[0][:200]}.",
+                        "Give a torchvision state dict: a file of tensors and nothing else.") from None
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise UserError(f"model.pretrained is '{path}', which holds {type(state).__name__} and not a state dict.")
+    return _unwrapped(state)
+
+
+def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same weights without what wrappers of a model put before all of its names."""
+    for prefix in _WRAPPERS * 2:        # one wrapper may be inside the other
+        if state and all(name.startswith(prefix) for name in state):
+            logger.info("the weights' names begin with '%s', which is left out", prefix)
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
