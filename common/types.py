@@ -10,6 +10,7 @@ Missing supervision is a validity mask, never None: where a mask is 0 the value 
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
+import numpy as np
 from torch import Tensor
 
 Tree = TypeVar("Tree")
@@ -89,6 +90,33 @@ class Stages(NamedTuple):
     def final(self) -> HandPrediction:
         """The result: the last mesh there is."""
         return self.mesh if self.refined is None else self.refined
+
+
+class TwoHands(NamedTuple):
+    """Both hands of one image, in numpy. Metres; origin at the right wrist; x right, y down, z away from the camera.
+
+    The meshes are M_f, the result. Rotations and shape describe the coarse mesh M_r, because the refine stage moves
+    vertices one by one and leaves the hand model.
+    """
+
+    vertices: np.ndarray        # (2, 778, 3)      right hand first; faces are those of the hand model
+    joints: np.ndarray          # (2, 21, 3)       in MANO21 order
+    rotations: np.ndarray       # (2, 16, 3, 3)    local, in MODEL16 order, the root's in the camera frame
+    shape: np.ndarray           # (2, 10)          standard deviations
+    relative: np.ndarray        # (3,)             left wrist − right wrist
+    scale_px_per_m: np.ndarray  # (2,)             weak perspective: pixel = scale · (x, y) relative to the own wrist
+    wrist_px: np.ndarray        # (2, 2)             + the wrist's pixel in the image
+    crop_px: np.ndarray         # (3,)             centre x, y and side of the square that the network saw, pixels
+
+    @property
+    def wrists(self) -> np.ndarray:
+        """(2, 3)"""
+        return np.stack([np.zeros_like(self.relative), self.relative])
+
+    def to_px(self, points: np.ndarray) -> np.ndarray:
+        """Image pixels (2, N, 2) of points (2, N, 3) of each hand, by the camera of that hand."""
+        own = points - self.wrists[:, None]
+        return self.scale_px_per_m[:, None, None] * own[..., :2] + self.wrist_px[:, None]
 
 
 def map_tensors(function: Callable[..., Tensor], *trees: Tree) -> Tree:

@@ -13,7 +13,7 @@ import msgspec
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.errors import UserError
 from common.files import ROOT, checked_sha256, write_signed
@@ -51,6 +51,31 @@ class Trained(NamedTuple):
     training: dict[str, Any] | None     # as in Facts; None for a snapshot, which has a record beside it
     metrics: dict[str, Any] | None      # as in Facts; None for a snapshot
     sha256: str                         # of the file
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
+    """Put `weights` into the model if every name, shape and type agrees and every value is finite, else raise
+    UserError."""
+    own = model.state_dict()
+    differences = {
+        "missing": [name for name in own if name not in weights],
+        "unexpected": [name for name in weights if name not in own],
+        "of another shape": [
+            f"{name} {tuple(weights[name].shape)} instead of {tuple(own[name].shape)}"
+            for name in own if name in weights and weights[name].shape != own[name].shape
+        ],
+        "of another type": [
+            f"{name} {weights[name].dtype} instead of {own[name].dtype}"
+            for name in own if name in weights and weights[name].dtype != own[name].dtype
+        ],
+        "not finite": [name for name, value in weights.items() if not torch.isfinite(value).all()],
+    }
+    found = [f"{len(names)} {kind}: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
+             for kind, names in differences.items() if names]
+    if found:
+        raise UserError(f"The weights in {where} do not fit the model. {'; '.join(found)}.",
+                        "Was it made with another model configuration?")
+    model.load_state_dict(weights)
 
 
 def write_weights(path: Path, model: dict[str, Tensor], mean_joints: Tensor, facts: Facts) -> None:

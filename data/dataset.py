@@ -13,10 +13,10 @@ from torch.utils.data import Dataset, Sampler
 
 from common.errors import UserError
 from common.hands import NUM_JOINTS, WRIST
+from common.images import BadImage, is_black, read_rgb
 from common.types import Sample
 from data.augment import AugmentConfig, View, draw_view, empty_sample, make_sample
 from data.checks import BadSample, Reason, check_record
-from data.images import is_black, read_rgb
 from data.schema import Reader, Record
 from data.subset import spread_evenly
 
@@ -81,7 +81,10 @@ class EpochSampler(Sampler[tuple[int, int]]):
 def read_frame(reader: Reader, index: int) -> tuple[Record, np.ndarray]:
     """A record and its stored picture, (H, W, 3) uint8 RGB. Raises BadSample if either cannot be used."""
     record = read_record(reader, index)
-    image = read_rgb(record.image_path, upright=False, size=record.image_size)
+    try:
+        image = read_rgb(record.image_path, upright=False, size=record.image_size)
+    except BadImage as error:
+        raise BadSample(Reason(error.fault), error.detail) from None
     if is_black(image):
         raise BadSample(Reason.IMAGE_BLACK, "it shows nothing: every part of it is dark")
     return record, image

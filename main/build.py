@@ -15,7 +15,7 @@ from common.nets.pretrained import load_pretrained
 from common.nets.zoo import ModelConfig, build_model
 from common.predict.fast import for_inference
 from common.score.metrics import protocol_named
-from common.weights import Trained
+from common.weights import Trained, load_weights
 from data import build_reader
 from data.dataset import TwoHandDataset
 from data.schema import Reader
@@ -25,7 +25,7 @@ from main.config import Config, HandModelConfig
 from main.engine.batches import RenderedSamples, SamplesOnDisk, TrainingSamples, predict
 from main.engine.evaluator import Evaluator
 from main.engine.processes.launch import Process
-from main.engine.run.snapshots import load_trained, load_weights
+from main.engine.run.snapshots import load_trained
 from main.engine.trainer import Validation
 
 log = logging.getLogger(__name__)

@@ -1,5 +1,6 @@
 """Reconstruct both hands in photographs.
 
+    python demo.py                                      # the pictures that come with the repository
     python demo.py --input FOLDER_OR_IMAGE --output DIR [--boxes FILE.json] [--gpu 0]
 
 The network is the one that comes with the repository, unless --test_epoch or --checkpoint names another.
@@ -24,11 +25,14 @@ from common.files import ROOT
 from common.weights import SHIPPED
 from data.checks import BadSample
 from data.frames import ImageFolder, read_boxes
+from main.arguments import demo_parser
 from main.config import mano_overrides
-from main.engine.processes.launch import GPU_FORMS, Process, launch
-from main.engine.results import reconstruct, result_files, write_results
+from main.engine.processes.launch import Process, launch
+from main.engine.results import result_files, write_results
 from main.engine.run.snapshots import snapshot_path
 from main.network import load_network
+
+EXAMPLES = ROOT / "common" / "assets" / "examples"
 
 
 def demo(args: argparse.Namespace, process: Process) -> int:
@@ -41,30 +45,29 @@ def demo(args: argparse.Namespace, process: Process) -> int:
     path = chosen_file(args)
     network = load_network(path, [*args.set, *mano_overrides(args.mano)], process.device)
     process.gather(None)        # nobody writes before everybody has looked at what exists
-    box_ratio, size = network.config.data.box_ratio, network.config.model.input_size
     if process.is_main and path == SHIPPED:
         print(introduction(network.trained.metrics))
     if process.is_main and folder.without_box:
         print(f"{len(folder.without_box)} of {len(folder)} pictures have no box and are used whole. LGNet expects both "
-              f"hands to fill about {box_ratio:.0%} of the picture: see --boxes.")
+              f"hands to fill about {network.predictor.box_ratio:.0%} of the picture: see --boxes.")
 
     failed = 0
     for index in tqdm(range(process.rank, len(folder), process.world_size), "demo", disable=not process.is_main):
         label = folder.pictures[index].label
         try:
-            photo = folder.read(index, box_ratio)
+            photo = folder.read(index)
         except BadSample as bad:
             failed += 1
             tqdm.write(f"{label}: not used: {bad.detail}", file=sys.stderr)
             continue
-        result = reconstruct(network.model, photo, size, process.device)
+        hands = network.predictor(photo.image, photo.box_px)
         source = {"image": label, "checkpoint_sha256": network.trained.sha256}
-        write_results(outputs[index], photo, result, network.hand_model, source)
+        write_results(outputs[index], photo, hands, network.predictor.hand_model, source)
         tqdm.write(f"{label}: {folder.names[index]}")
 
     failed = sum(process.gather(failed))
     if process.is_main:
-        print(f"{len(folder) - failed} of {len(folder)} pictures reconstructed in {args.output}.")
+        print(f"{len(folder) - failed} of {len(folder)} pictures reconstructed in {args.output}: see panel/ there.")
     return EXIT_SOME_FAILED if failed else EXIT_OK
 
 
@@ -100,21 +103,13 @@ def prepare_output(output: Path, outputs: list[dict[str, Path]], overwrite: bool
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gpu", help=GPU_FORMS)
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--test_epoch", type=int, help="N of output/model_dump/snapshot_N.pth.tar")
-    which.add_argument("--checkpoint", type=Path, metavar="FILE", help="a snapshot elsewhere, or a file of weights")
-    parser.add_argument("--input", type=Path, required=True, help="a folder of pictures, or one picture")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--boxes", type=Path, metavar="FILE",
-                        help='JSON with tight boxes round both hands: {"file name": [x, y, width, height]} in pixels')
-    parser.add_argument("--mano", metavar="FOLDER",
-                        help="where the MANO files are, for a snapshot that was trained with them")
-    parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
-                        help="change the configuration, for example data.box_ratio=0.7")
+    parser = demo_parser()
     args = parser.parse_args()
+    if args.input is None:
+        args.input, args.boxes, args.overwrite = EXAMPLES, EXAMPLES / "boxes.json", True
+        args.output = args.output or ROOT / "output" / "demo"
+    elif args.output is None:
+        parser.error("--input needs --output, a folder for the results")
     return launch(partial(demo, args), args.gpu)
 
 

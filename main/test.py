@@ -5,7 +5,6 @@
 
 import _bootstrap
 
-import argparse
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -14,11 +13,12 @@ from common.errors import EXIT_OK, run_entry_point
 from common.exchange.predictions import Origin, PredictionWriter, join_parts
 from common.files import ROOT
 from common.score.plots import write_curves
+from main.arguments import test_parser
 from main.build import build_dataset, build_hand_model, build_inference_model
 from main.config import changed_config, config_from_dict, config_to_dict, mano_overrides, refuse_changes
 from main.engine.batches import predict
 from main.engine.evaluator import Evaluator, report, samples_sha256, write_samples
-from main.engine.processes.launch import GPU_FORMS, Process, launch
+from main.engine.processes.launch import Process, launch
 from main.engine.run.lock import run_lock
 from main.engine.run.log import start_log
 from main.engine.run.snapshots import best_epoch, load_trained, snapshot_path
@@ -72,35 +72,8 @@ def score(output: Path, which: int | Path, overrides: list[str], dump: Path | No
     return code
 
 
-def epoch_or_best(text: str) -> int | Literal["best"]:
-    return text if text == "best" else int(text)
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Test a snapshot; the model is built from the configuration in it.")
-    parser.add_argument("--gpu", help=GPU_FORMS)
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--test_epoch", type=epoch_or_best, metavar="N",
-                       help="of snapshot_N.pth.tar, or best: the lowest score in the validation of training")
-    which.add_argument("--checkpoint", type=Path, metavar="FILE", help="a snapshot elsewhere, or a file of weights")
-    parser.add_argument("--testset", help="short for --set data.testset=NAME")
-    parser.add_argument("--split", help="short for --set data.test_split=NAME")
-    parser.add_argument("--protocol", help="short for --set test.protocol=NAME: whose numbers are printed and drawn")
-    parser.add_argument("--pck_exclude_root", action="store_const", const="true",
-                        help="short for --set test.pck_exclude_root=true: PCK and AUC without the aligned joint")
-    parser.add_argument("--pck_strict", action="store_const", const="true",
-                        help="short for --set test.pck_strict=true: PCK counts errors below the threshold only")
-    parser.add_argument("--bins", nargs="+", metavar="EDGE",
-                        help="short for --set test.bins=[EDGE,…]: edges of the bins of the asymmetry curve")
-    parser.add_argument("--dump", type=Path, metavar="FILE.npz", help="write the errors of each sample")
-    parser.add_argument("--save_predictions", type=Path, metavar="FILE.npz",
-                        help="write the predictions, which tool/evaluate.py can score again")
-    parser.add_argument("--mano", metavar="FOLDER",
-                        help="where the MANO files are, for a snapshot that was trained with them")
-    parser.add_argument("--output", default="output", help="the run's output folder; relative to the repository")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
-                        help="change data and test options, for example data.root=FOLDER")
-    args = parser.parse_args()
+    args = test_parser().parse_args()
     chosen = {"data.testset": args.testset, "data.test_split": args.split, "test.protocol": args.protocol,
               "test.pck_exclude_root": args.pck_exclude_root, "test.pck_strict": args.pck_strict,
               "test.bins": args.bins and f"[{','.join(args.bins)}]"}

@@ -2,14 +2,14 @@
 
 import _bootstrap
 
-import argparse
 from functools import partial
 
 from common.errors import run_entry_point
 from common.nets.zoo import build_model
+from main.arguments import train_parser
 from main.build import build_hand_model, build_loss, build_training_samples, build_validation, load_initial_weights
 from main.config import Config, load_config, mano_overrides
-from main.engine.processes.launch import GPU_FORMS, Process, launch
+from main.engine.processes.launch import Process, launch
 from main.engine.processes.seeding import seed_everything
 from main.engine.progress import Outcome
 from main.engine.run.folder import RunFolder
@@ -32,15 +32,7 @@ def train(config: Config, resume: bool, process: Process) -> Outcome:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Train LGNet.")
-    parser.add_argument("--gpu", help=GPU_FORMS)
-    parser.add_argument("--config", default="lgnet", help="a YAML file, or the name of one in main/configs")
-    parser.add_argument("--continue", dest="resume", action="store_true", help="go on from the last snapshot")
-    parser.add_argument("--mano", metavar="FOLDER",
-                        help="folder of the MANO files; short for --set hand_model.name=mano hand_model.path=FOLDER")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
-                        help="change the configuration, for example train.lr=3e-4")
-    args = parser.parse_args()
+    args = train_parser().parse_args()
     config = load_config(args.config, [*args.set, *mano_overrides(args.mano)])
     return launch(partial(train, config, args.resume), args.gpu)
 

@@ -20,12 +20,12 @@ from torch import nn
 
 from common.errors import UserError
 from common.files import write_atomically
+from common.weights import load_weights
 from main.engine.processes.seeding import random_state, seed_everything, set_random_state
 from main.engine.run.snapshots import (
     Snapshot,
     load_latest,
     load_snapshot,
-    load_weights,
     partial_path,
     remove_old_snapshots,
     save_snapshot,

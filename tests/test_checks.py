@@ -15,9 +15,9 @@ from test_augment import HEIGHT, WIDTH, make_record
 
 from common.errors import UserError
 from common.hands import MIDDLE_MCP, WRIST, Hand
+from common.images import BadImage, ImageFault, is_black, read_rgb
 from data.checks import BadSample, Reason, check_record
 from data.dataset import mean_joints, read_frame, read_record
-from data.images import is_black, read_rgb
 from data.schema import Record
 
 
@@ -211,9 +211,9 @@ def test_the_limit_on_pixels_does_not_depend_on_what_the_annotation_says(tmp_pat
     save_bomb(tmp_path / "a.png")
     Image.new("L", (40_000, 1)).save(tmp_path / "b.png")
     for name, size in (("a.png", (50_000, 50_000)), ("b.png", (40_000, 1))):
-        with pytest.raises(BadSample) as caught:
+        with pytest.raises(BadImage) as caught:
             read_rgb(tmp_path / name, upright=False, size=size)
-        assert caught.value.reason is Reason.IMAGE_TOO_LARGE
+        assert caught.value.fault is ImageFault.TOO_LARGE
 
 
 @pytest.mark.parametrize(("mode", "kind"), [
@@ -286,3 +286,8 @@ def test_mean_joints_leave_out_what_cannot_be_right(hand_model):
     random.Random(0).shuffle(mixed)
     np.testing.assert_allclose(mean_joints(ManyFrames(mixed)), mean_joints(ManyFrames(good)), atol=1e-12)
     assert np.abs(mean_joints(ManyFrames(mixed))[Hand.LEFT, MIDDLE_MCP]).max() > 0.01
+
+
+def test_every_fault_of_an_image_is_a_reason_to_reject_a_sample():
+    assert {Reason(fault) for fault in ImageFault} == {reason for reason in Reason if reason.name.startswith("IMAGE_")
+                                                       } - {Reason.IMAGE_BLACK}

@@ -193,12 +193,21 @@ class Interrupt:
             os.kill(os.getpid(), signal.SIGINT)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)       # whatever started the tests may have it ignored
-sys.argv = [{script!r}, "--help"]
+sys.argv = [{script!r}]
 sys.path.insert(0, {folder!r})
 import _bootstrap
+sys.argv.append("--help")
 sys.meta_path.insert(0, Interrupt())
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+
+
+@pytest.mark.parametrize("script", ["train.py", "test.py", "demo.py"])
+def test_help_is_answered_before_torch_is_imported(script):
+    code = f"import sys; sys.modules['torch'] = None; sys.argv = [{str(MAIN / script)!r}, '--help']; " \
+           f"sys.path.insert(0, {str(MAIN)!r}); import runpy; runpy.run_path(sys.argv[0], run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout.startswith(f"usage: {script}") and "--gpu" in done.stdout, done.stderr
 
 
 def interrupted_at_import(script: str, number: int) -> subprocess.CompletedProcess:

@@ -15,11 +15,11 @@ from tiny_snapshot import save_tiny_snapshot
 
 from common.errors import EXIT_SOME_FAILED, UserError
 from common.geometry import SquareBox, crop_affine
+from common.images import BadImage, crop_image, read_rgb
 from common.mano.model import HandModel
 from data.checks import BadSample
-from data.frames import ImageFolder, crop_image, read_boxes
+from data.frames import ImageFolder, read_boxes
 from data.frames.folder import unique_names
-from data.images import read_rgb
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -62,7 +62,7 @@ def test_a_broken_picture_is_refused_with_its_reason(tmp_path: Path, name: str):
     make(tmp_path / name)
     folder = ImageFolder(tmp_path, {})
     with pytest.raises(BadSample, match=reason):
-        folder.read(0, box_ratio=0.8)
+        folder.read(0)
 
 
 @pytest.mark.parametrize(("mode", "suffix"), [
@@ -113,7 +113,7 @@ def test_fifty_randomly_damaged_jpegs_give_an_image_or_a_reason(tmp_path: Path):
         (tmp_path / "bad.jpg").write_bytes(bytes(damaged))
         try:
             assert read_rgb(tmp_path / "bad.jpg", upright=True).dtype == np.uint8
-        except BadSample as reason:
+        except BadImage as reason:
             assert str(reason)
 
 
@@ -132,13 +132,11 @@ def test_an_empty_or_missing_folder_is_an_error(tmp_path: Path, name: str):
         ImageFolder(tmp_path / name, {})
 
 
-def test_a_box_fills_the_crop_and_no_box_takes_the_picture_whole(tmp_path: Path):
+def test_pictures_come_with_their_boxes_and_those_without_are_listed(tmp_path: Path):
     for name in ("a.png", "b.png"):
         photo().save(tmp_path / name)
     folder = ImageFolder(tmp_path, {"a.png": (10, 20, 40, 30)})
-    boxed, whole = folder.read(0, box_ratio=0.8), folder.read(1, box_ratio=0.8)
-    assert boxed.square.side == pytest.approx(50) and boxed.square.center.tolist() == [30, 35]
-    assert whole.square.side == 90 and whole.square.center.tolist() == [44.5, 29.5]
+    assert folder.read(0).box_px == (10, 20, 40, 30) and folder.read(1).box_px is None
     assert [picture.name for picture in folder.without_box] == ["b.png"]
 
 
@@ -151,7 +149,7 @@ def test_boxes_that_fit_no_picture_are_an_error(tmp_path: Path):
 def test_a_box_outside_the_picture_fails_that_picture_only(tmp_path: Path):
     photo().save(tmp_path / "a.png")
     with pytest.raises(BadSample, match="outside"):
-        ImageFolder(tmp_path, {"a.png": (90, 0, 5, 5)}).read(0, box_ratio=0.8)
+        ImageFolder(tmp_path, {"a.png": (90, 0, 5, 5)}).read(0)
 
 
 @pytest.mark.parametrize("text", [
@@ -249,7 +247,7 @@ def test_every_picture_of_a_data_set_gets_a_line_and_its_own_box(run_demo, tmp_p
     assert code == EXIT_SOME_FAILED
     assert text.out.splitlines() == [
         "seq01_crossed/9_color.png: seq01_crossed_9_color", "seq01_crossed/10_color.png: seq01_crossed_10_color",
-        f"2 of 3 pictures reconstructed in {tmp_path / 'out'}."]
+        f"2 of 3 pictures reconstructed in {tmp_path / 'out'}: see panel/ there."]
     assert "seq01_crossed/11_color.png: not used: it is empty" in text.err
     params = json.loads((tmp_path / "out" / "params" / "seq01_crossed_9_color_right.json").read_text())
     assert params["box"] == [20, 10, 40, 40] and params["image"] == "seq01_crossed/9_color.png"

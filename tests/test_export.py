@@ -14,8 +14,9 @@ from common.files import write_json
 from common.geometry import SquareBox, apply_affine, crop_affine, grid_to_crop, project_weak, vertex_normals
 from common.hands import NUM_FACES, NUM_VERTICES, WRIST, Hand
 from common.mano.model import HandModel, ManoLayer
-from common.types import HandPrediction, ManoParams
-from common.view.meshes import common_frame, hand_params, weak_cameras, write_obj
+from common.predict.predictor import two_hands
+from common.types import HandPrediction, ManoParams, TwoHands
+from common.view.meshes import hand_params, write_obj
 from common.view.overlay import HAND_COLORS, PAPER_COLOR, paint_hands, side_view
 
 
@@ -35,11 +36,19 @@ def rough(hand_model: HandModel) -> HandPrediction:
                           torch.tensor([[5.0, -0.3, 0.1], [4.0, 0.25, -0.2]]))
 
 
+SQUARE, SIZE = SquareBox(np.array([210.0, 95.5]), side=180.0), 128
+
+
+@pytest.fixture(scope="module")
+def hands(rough: HandPrediction) -> TwoHands:
+    return two_hands(rough, rough, SQUARE, SIZE)
+
+
 # ---------------------------------------------------------------- meshes
 
 @pytest.mark.parametrize("hand", Hand)
-def test_an_obj_read_back_is_the_mesh(tmp_path: Path, hand_model: HandModel, rough: HandPrediction, hand: Hand):
-    vertices, faces = common_frame(rough)[hand], hand_model.faces[hand]
+def test_an_obj_read_back_is_the_mesh(tmp_path: Path, hand_model: HandModel, hands: TwoHands, hand: Hand):
+    vertices, faces = hands.vertices[hand], hand_model.faces[hand]
     write_obj(tmp_path / "a.obj", vertices, faces, ["a hand"])
     mesh = trimesh.load(tmp_path / "a.obj", process=False)
     assert mesh.vertices.shape == (NUM_VERTICES, 3) and mesh.faces.shape == (NUM_FACES, 3)
@@ -47,28 +56,28 @@ def test_an_obj_read_back_is_the_mesh(tmp_path: Path, hand_model: HandModel, rou
     np.testing.assert_array_equal(mesh.faces, faces)
 
 
-def test_an_obj_names_its_content_unit_and_frame(tmp_path: Path, hand_model: HandModel, rough: HandPrediction):
-    write_obj(tmp_path / "a.obj", rough.vertices[0], hand_model.faces[0], ["the right hand in photo.jpg"])
+def test_an_obj_names_its_content_unit_and_frame(tmp_path: Path, hand_model: HandModel, hands: TwoHands):
+    write_obj(tmp_path / "a.obj", hands.vertices[0], hand_model.faces[0], ["the right hand in photo.jpg"])
     comments = [line for line in (tmp_path / "a.obj").read_text().splitlines() if line.startswith("#")]
     assert comments[0] == "# the right hand in photo.jpg"
     assert comments[1] == "# unit: metre" and comments[2].startswith("# frame: origin at the right wrist")
 
 
-def test_both_hands_share_a_frame_at_the_right_wrist(hand_model: HandModel, rough: HandPrediction):
-    wrists = ManoLayer(hand_model).joints(common_frame(rough)[None])[0, :, WRIST]
-    torch.testing.assert_close(wrists[Hand.RIGHT], torch.zeros(3), atol=1e-6, rtol=0)
-    torch.testing.assert_close(wrists[Hand.LEFT], rough.relative, atol=1e-6, rtol=0)
+def test_both_hands_share_a_frame_at_the_right_wrist(hand_model: HandModel, hands: TwoHands):
+    wrists = ManoLayer(hand_model).joints(torch.from_numpy(hands.vertices)[None])[0, :, WRIST].numpy()
+    np.testing.assert_allclose(wrists, [[0, 0, 0], hands.relative], atol=1e-6)
+    np.testing.assert_allclose(hands.joints[:, WRIST], wrists, atol=1e-6)
+    np.testing.assert_array_equal(hands.wrists, [[0, 0, 0], hands.relative])
 
 
 # ---------------------------------------------------------------- parameters
 
-def test_posing_the_written_parameters_gives_the_rough_mesh(tmp_path: Path, hand_model: HandModel,
-                                                            rough: HandPrediction):
+def test_posing_the_written_parameters_gives_the_coarse_mesh(tmp_path: Path, hand_model: HandModel, hands: TwoHands):
     """By the rule that the file itself states: add hands_mean, pose, subtract the wrist, add root_trans."""
     layer = ManoLayer(hand_model)
     poses, shapes, offsets = [], [], []
     for hand in Hand:
-        write_json(tmp_path / "p.json", hand_params(rough, hand, hand_model))
+        write_json(tmp_path / "p.json", hand_params(hands, hand, hand_model))
         values = json.loads((tmp_path / "p.json").read_text())
         assert [len(values[key]) for key in ("root_pose", "hand_pose", "shape", "root_trans")] == [3, 45, 10, 3]
         poses.append(np.concatenate([values["root_pose"], values["hand_pose"] + hand_model.mean_pose[hand].numpy()]))
@@ -77,14 +86,14 @@ def test_posing_the_written_parameters_gives_the_rough_mesh(tmp_path: Path, hand
     rotations = Rotation.from_rotvec(np.reshape(poses, (32, 3))).as_matrix().reshape(1, 2, 16, 3, 3)
     posed = layer(ManoParams(torch.tensor(rotations).float(), torch.tensor([shapes])))
     posed = posed - layer.joints(posed)[:, :, WRIST, None] + torch.tensor(offsets)[:, None]
-    torch.testing.assert_close(posed[0], common_frame(rough), atol=1e-6, rtol=0)
+    np.testing.assert_allclose(posed[0], hands.vertices, atol=1e-6)
 
 
-def test_parameters_name_unit_frame_convention_and_hand_model(hand_model: HandModel, rough: HandPrediction):
-    values = hand_params(rough, Hand.LEFT, hand_model)
+def test_parameters_name_unit_frame_convention_and_hand_model(hand_model: HandModel, hands: TwoHands):
+    values = hand_params(hands, Hand.LEFT, hand_model)
     assert values["hand"] == "left" and values["hand_model"] == hand_model.identity
     assert values["units"]["root_trans"] == "metre" and "hands_mean" in values["convention"]
-    assert hand_params(rough, Hand.RIGHT, hand_model)["root_trans"] == [0, 0, 0]
+    assert hand_params(hands, Hand.RIGHT, hand_model)["root_trans"] == [0, 0, 0]
 
 
 def test_numbers_that_are_not_finite_are_never_written(tmp_path: Path):
@@ -95,13 +104,10 @@ def test_numbers_that_are_not_finite_are_never_written(tmp_path: Path):
 
 # ---------------------------------------------------------------- cameras and pictures
 
-def test_a_camera_in_pixels_is_the_predicted_camera_through_the_crop(rough: HandPrediction):
-    crop_from_image = crop_affine(SquareBox(np.array([210.0, 95.5]), side=180.0), size=128)
-    in_crop = grid_to_crop(project_weak(rough.vertices, rough.camera), 128).double().numpy()
-    expected = apply_affine(np.linalg.inv(crop_from_image), in_crop)
-    for hand, camera in zip(Hand, weak_cameras(rough.camera, crop_from_image, 128), strict=True):
-        points = camera.scale_px_per_m * rough.vertices[hand, :, :2].numpy() + camera.wrist_px
-        np.testing.assert_allclose(points, expected[hand], atol=1e-3)
+def test_a_camera_in_pixels_is_the_predicted_camera_through_the_crop(rough: HandPrediction, hands: TwoHands):
+    in_crop = grid_to_crop(project_weak(rough.vertices, rough.camera), SIZE).double().numpy()
+    expected = apply_affine(np.linalg.inv(crop_affine(SQUARE, SIZE)), in_crop)
+    np.testing.assert_allclose(hands.to_px(hands.vertices), expected, atol=1e-3)
 
 
 def flat_hands(hand_model: HandModel, right_at: tuple, left_at: tuple) -> tuple[torch.Tensor, torch.Tensor]:
@@ -161,8 +167,8 @@ def test_normals_agree_with_trimesh(hand_model: HandModel):
         assert cosine.min() > 0 and np.median(cosine) > 0.99
 
 
-def test_the_side_view_holds_both_hands_whole(hand_model: HandModel, rough: HandPrediction):
-    view = side_view(common_frame(rough), hand_model.faces, 200)
+def test_the_side_view_holds_both_hands_whole(hand_model: HandModel, hands: TwoHands):
+    view = side_view(hands.vertices, hand_model.faces, 200)
     assert view.shape == (200, 200, 3)
     border = np.concatenate([view[:5].reshape(-1, 3), view[-5:].reshape(-1, 3), view[:, :5].reshape(-1, 3)])
     assert (border == PAPER_COLOR).all()

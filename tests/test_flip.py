@@ -149,5 +149,5 @@ def test_test_py_and_a_loaded_network_do_it_where_the_configuration_says_so(run,
         assert code == 0 and ("test.flip_test" in text) == (flip_test == "true")
         found.append(json.loads((tmp_path / flip_test / "result" / "metrics.json").read_text()))
     assert found[0]["protocols"]["lgnet"]["mpjpe"] != found[1]["protocols"]["lgnet"]["mpjpe"]
-    assert isinstance(load_network(snapshot, ["test.flip_test=true"], torch.device("cpu")).model, FlipTest)
-    assert not isinstance(load_network(snapshot, [], torch.device("cpu")).model, FlipTest)
+    assert isinstance(load_network(snapshot, ["test.flip_test=true"], torch.device("cpu")).predictor.model, FlipTest)
+    assert not isinstance(load_network(snapshot, [], torch.device("cpu")).predictor.model, FlipTest)

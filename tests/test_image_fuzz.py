@@ -148,16 +148,18 @@ READ_ALL = """
 import resource, sys
 from pathlib import Path
 from data.checks import BadSample
-from data.frames import ImageFolder, crop_image
-from common.geometry import crop_affine
+from data.frames import ImageFolder
+from common.images import crop_image
+from common.geometry import SquareBox, crop_affine
+import numpy as np
 
 folder = ImageFolder(Path(sys.argv[1]), {})
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for index, picture in enumerate(folder.pictures):
     try:
-        photo = folder.read(index, 0.8)
+        photo = folder.read(index)
         assert photo.image.ndim == 3 and photo.image.dtype == "uint8"
-        crop = crop_image(photo.image, crop_affine(photo.square, 64), 64)
+        crop = crop_image(photo.image, crop_affine(SquareBox(np.array([3.0, 4.0]), 64.0), 64), 64)
         print(f"{picture.label}: read {crop.shape}")
     except BadSample as bad:
         print(f"{picture.label}: not used: {bad.detail}")

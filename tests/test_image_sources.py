@@ -255,10 +255,9 @@ def test_boxes_of_a_user_win_and_the_others_stay(tmp_path):
     assert [picture.name for picture in folder.without_box] == ["CARDS_COURTYARD_B_T/frame_1002.jpg"]
 
 
-def test_the_crop_of_a_data_set_is_its_box_and_a_quarter(tmp_path):
+def test_a_picture_of_a_data_set_is_read_with_its_box(tmp_path):
     write_rgb2hands(tmp_path)
-    photo = ImageFolder(tmp_path, {}).read(0, box_ratio=0.8)
-    assert photo.square.side == pytest.approx(1.25 * 24) and photo.square.center.tolist() == [20, 32]
+    photo = ImageFolder(tmp_path, {}).read(0)
     assert photo.box_px == RGB2HANDS["seq01_crossed/2_color.png"]
 
 

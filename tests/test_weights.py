@@ -83,7 +83,7 @@ def test_a_file_predicts_what_the_snapshot_in_half_precision_predicts(snapshot, 
     model.load_state_dict(rounded)
     image = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        expected, found = model(image), load_network(exported, [], CPU).model(image)
+        expected, found = model(image), load_network(exported, [], CPU).predictor.model(image)
     torch.testing.assert_close(found.final.vertices, expected.final.vertices, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(found.final.camera, expected.final.camera, rtol=1e-4, atol=1e-5)
 

@@ -8,18 +8,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.geometry import vertex_normals
+from common.geometry import apply_affine, vertex_normals
 from common.hands import NUM_VERTICES
+from common.types import TwoHands
 from common.view.rasterizer import interpolate, rasterize
 
 HAND_COLORS = ((0.95, 0.58, 0.36), (0.36, 0.62, 0.93))  # RGB; told apart by colour-blind readers too
 PAPER_COLOR = (246, 246, 248)
 TO_LIGHT = (-0.35, -0.60, -0.72)                        # camera axes: from the upper left, behind the viewer
 SUPERSAMPLING = 2
+OVERLAY_OPACITY = 0.85
 CONTOUR_JUMP = 0.006                                    # metres of depth between neighbours that draw a line
 CONTOUR_DARKNESS = 0.45
 FAR = 10.0                                              # metres
 SIDE_AZIMUTH_DEG, SIDE_ELEVATION_DEG = 60, 15
+
+
+def draw_hands(canvas: np.ndarray, canvas_from_image: np.ndarray, hands: TwoHands, faces: Tensor) -> np.ndarray:
+    """A copy of the canvas (H, W, 3) uint8 with both hands on it: each where its own camera puts it, which fits the
+    pixels best; depth decides what hides what.
+
+    canvas_from_image: 3×3, from the pixels of the image that the hands were predicted from.  faces: (2, F, 3).
+    """
+    vertices = torch.from_numpy(hands.vertices)
+    points = torch.from_numpy(apply_affine(canvas_from_image, hands.to_px(hands.vertices))).float()
+    return paint_hands(canvas, torch.cat([points, vertices[..., 2:]], dim=-1), vertex_normals(vertices, faces), faces,
+                       OVERLAY_OPACITY)
 
 
 def paint_hands(background: np.ndarray, points: Tensor, normals: Tensor, faces: Tensor, opacity: float) -> np.ndarray:
@@ -44,17 +58,17 @@ def paint_hands(background: np.ndarray, points: Tensor, normals: Tensor, faces: 
     return picture
 
 
-def side_view(vertices_cam: Tensor, faces: Tensor, size: int) -> np.ndarray:
+def side_view(vertices: np.ndarray, faces: Tensor, size: int) -> np.ndarray:
     """Both hands on plain paper, seen from the right of the photograph and a little above, (size, size, 3) uint8.
 
-    vertices_cam: (2, V, 3) metres, both hands in one frame with the camera's axes.
+    vertices: (2, V, 3) metres, both hands in one frame with the camera's axes.
     """
-    turned = vertices_cam @ _side_axes().to(vertices_cam).T
-    low, high = turned.amin(dim=(0, 1)), turned.amax(dim=(0, 1))
+    rotated = torch.from_numpy(vertices) @ _side_axes().to(torch.float32).T
+    low, high = rotated.amin(dim=(0, 1)), rotated.amax(dim=(0, 1))
     scale = 0.84 * size / (high - low)[:2].max()
-    points = torch.cat([(turned - (low + high) / 2)[..., :2] * scale + (size - 1) / 2, turned[..., 2:]], dim=-1)
+    points = torch.cat([(rotated - (low + high) / 2)[..., :2] * scale + (size - 1) / 2, rotated[..., 2:]], dim=-1)
     paper = np.full((size, size, 3), PAPER_COLOR, dtype=np.uint8)
-    return paint_hands(paper, points, vertex_normals(turned, faces), faces, opacity=1.0)
+    return paint_hands(paper, points, vertex_normals(rotated, faces), faces, opacity=1.0)
 
 
 def _side_axes() -> Tensor:

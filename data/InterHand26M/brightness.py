@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data.checks import BadSample
-from data.images import read_rgb
+from common.images import BadImage, read_rgb
 from data.InterHand26M.annotations import BRIGHTNESS, Annotations
 from data.InterHand26M.filters import choose
 from data.InterHand26M.layout import Layout
@@ -60,5 +59,5 @@ def _mean(path: Path) -> float | str:
     """Mean over all pixels and channels, 0 to 255, or why there is none."""
     try:
         return float(read_rgb(path, upright=False).mean())
-    except BadSample as bad:
+    except BadImage as bad:
         return str(bad)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from common.errors import UserError
 from common.predict.fast import accelerated
 from common.types import HandPrediction, Targets, TwoHandBatch
+from common.weights import load_weights
 from data.dataset import EpochSampler, mean_joints
 from main.config import TrainConfig
 from main.engine.bad_samples import BadSamples
@@ -24,7 +25,7 @@ from main.engine.processes.signals import StopRequest
 from main.engine.progress import Outcome, Progress
 from main.engine.run.folder import RunFolder
 from main.engine.run.log import StepLog
-from main.engine.run.snapshots import Snapshot, load_weights, partial_path, snapshot_path
+from main.engine.run.snapshots import Snapshot, partial_path, snapshot_path
 
 log = logging.getLogger(__name__)
 # From a model and the mean joints (2, 21, 3) of the training set to what scores the model.

@@ -33,9 +33,9 @@ from common.files import (
 from common.mano.load import load_hand_model
 from common.nets.variants import VARIANTS
 from common.score.metrics import interval_95
+from main.arguments import GPU_FORMS
 from main.build import build_trained_model
 from main.config import CONFIG_DIR, Config, config_from_dict, config_to_dict, load_config
-from main.engine.processes.launch import GPU_FORMS
 from main.engine.run.provenance import differences, portable
 from main.engine.run.snapshots import load_latest, snapshots_in
 

@@ -34,23 +34,24 @@ from common.files import (
 )
 from common.geometry import apply_affine, crop_affine, project, square_box
 from common.hands import MANO21, WRIST, Hand
+from common.images import crop_image
+from common.predict.predictor import two_hands
 from common.score.metrics import PROTOCOLS, PredictedHands
 from common.score.tally import Scorer, Tally
-from common.types import HandPrediction, Targets, map_tensors
-from common.view.meshes import common_frame, weak_cameras
-from common.view.overlay import HAND_COLORS, PAPER_COLOR, side_view
+from common.types import HandPrediction, Stages, Targets, map_tensors
+from common.view.overlay import HAND_COLORS, PAPER_COLOR, draw_hands, side_view
 from common.weights import SHIPPED
 from data.dataset import EpochSampler, TwoHandDataset, read_frame
-from data.frames import crop_image
 from data.frames.folder import unique_names
 from data.subset import spread_evenly
+from main.arguments import GPU_FORMS
 from main.build import build_dataset
 from main.config import changed_config, mano_overrides
 from main.engine.bad_samples import BadSamples
 from main.engine.batches import batches, build_loader, predict
 from main.engine.evaluator import samples_sha256
-from main.engine.processes.launch import GPU_FORMS, Process, choose_devices
-from main.engine.results import TILE, Reconstruction, painted, side_by_side, write_png
+from main.engine.processes.launch import Process, choose_devices
+from main.engine.results import TILE, side_by_side, write_png
 from main.engine.run.provenance import code_revision, portable, versions
 from main.network import Network, load_network
 
@@ -69,11 +70,11 @@ def main() -> int:
     dataset = open_set(network, args.folder, args.split)
     print(f"{dataset.reader.summary}\nMeasured are the weights {args.checkpoint}"
           f"{', with flip test' if network.config.test.flip_test else ''}.")
-    measured = measure(network.model, dataset, network.trained.mean_joints, device)
+    measured = measure(network.predictor.model, dataset, network.trained.mean_joints, device)
 
     report = describe(measured, dataset)
     facts = {"checkpoint": args.checkpoint.name, "checkpoint_sha256": network.trained.sha256,
-             "flip_test": network.config.test.flip_test, "hand_model": network.hand_model.identity,
+             "flip_test": network.config.test.flip_test, "hand_model": network.predictor.hand_model.identity,
              "program": code_revision(), "versions": versions()}
     write_json(args.out / "metrics.json", finite_or_none(portable(report | facts)))
     names = unique_names([dataset.reader.sample_id(index) for index in measured.predictions])
@@ -101,17 +102,10 @@ def _parse_args() -> argparse.Namespace:
 def open_set(network: Network, folder: Path, split: str) -> TwoHandDataset:
     """All frames of a split with an annotated hand, cropped as for the network's own test."""
     named = [f"data.root={json.dumps(str(folder.absolute()))}", "data.testset=InterHand26M", "data.filter=all"]
-    return build_dataset(changed_config(network.config, named), network.hand_model, "InterHand26M", split)
+    return build_dataset(changed_config(network.config, named), network.predictor.hand_model, "InterHand26M", split)
 
 
 # ---------------------------------------------------------------- measuring
-
-class Prediction(NamedTuple):
-    """What the network makes of one frame, on the CPU, without batch axis."""
-
-    rough: HandPrediction
-    final: HandPrediction
-
 
 class Measured(NamedTuple):
     """What is left of a pass over a set."""
@@ -121,7 +115,8 @@ class Measured(NamedTuple):
     meshes: int                             # hands with a true mesh
     joints: int                             # annotated joints
     bad: BadSamples
-    predictions: dict[int, Prediction]      # of the frames that are drawn, by their position in the reader
+    predictions: dict[int, Stages]          # of the frames that are drawn, by their position in the reader; on the CPU,
+                                            # without batch axis
 
 
 @torch.inference_mode()
@@ -149,7 +144,7 @@ def measure(model: nn.Module, dataset: TwoHandDataset, mean_joints: Tensor, devi
             if fault:
                 bad.add({index: fault})
             elif index in drawn:
-                predictions[index] = Prediction(_row(stages.mesh, row), _row(stages.final, row))
+                predictions[index] = map_tensors(lambda tensor, row=row: tensor[row].cpu(), stages)
     return Measured({stage: scorer.tally for stage, scorer in scorers.items()}, *counts.tolist(), bad, predictions)
 
 
@@ -161,10 +156,6 @@ def _counted(targets: Targets) -> np.ndarray:
     """Annotated hands, hands with a mesh, annotated joints."""
     known = targets.joints_annotated_valid
     return np.array([int(part.sum()) for part in (known[..., WRIST], targets.vertices_valid, known)])
-
-
-def _row(hands: HandPrediction, row: int) -> HandPrediction:
-    return map_tensors(lambda tensor: tensor[row].cpu(), hands)
 
 
 def describe(measured: Measured, dataset: TwoHandDataset) -> dict[str, Any]:
@@ -236,24 +227,24 @@ def _cell(errors: dict[str, float | None] | None) -> str:
 
 # ---------------------------------------------------------------- pictures
 
-def draw(network: Network, dataset: TwoHandDataset, index: int, prediction: Prediction) -> np.ndarray:
+def draw(network: Network, dataset: TwoHandDataset, index: int, stages: Stages) -> np.ndarray:
     """Crop, meshes over it, joints over it and side view of a frame: (TILE, about 4·TILE, 3) uint8."""
     record, image = read_frame(dataset.reader, index)
-    square, faces = square_box(record.box_px, dataset.box_ratio), network.hand_model.faces
-    cameras = weak_cameras(prediction.final.camera, crop_affine(square, dataset.size), dataset.size)
+    square, faces = square_box(record.box_px, dataset.box_ratio), network.predictor.hand_model.faces
+    hands = two_hands(stages.mesh, stages.final, square, dataset.size)
     tile_from_image = crop_affine(square, TILE)
     crop = crop_image(image, tile_from_image, TILE, outside=PAPER_COLOR)
-    meshes = painted(crop, tile_from_image, Reconstruction(*prediction, cameras), faces)
+    meshes = draw_hands(crop, tile_from_image, hands, faces)
 
     joints, everywhere = crop.copy(), np.ones(len(MANO21.names), dtype=bool)
     true_px = project(torch.from_numpy(record.joints_annotated_cam), torch.from_numpy(record.camera)).numpy()
-    for hand, camera in zip(Hand, cameras, strict=True):
-        predicted_px = camera.scale_px_per_m * prediction.final.joints[hand, :, :2].numpy() + camera.wrist_px
+    predicted_px = hands.to_px(hands.joints)
+    for hand in Hand:
         color = tuple(int(255 * channel) for channel in HAND_COLORS[hand])
-        _draw_joints(joints, apply_affine(tile_from_image, predicted_px), everywhere, color, color)
+        _draw_joints(joints, apply_affine(tile_from_image, predicted_px[hand]), everywhere, color, color)
         _draw_joints(joints, apply_affine(tile_from_image, true_px[hand]), record.joints_annotated_valid[hand], color,
                      WHITE)
-    return side_by_side([crop, meshes, joints, side_view(common_frame(prediction.final), faces, TILE)])
+    return side_by_side([crop, meshes, joints, side_view(hands.vertices, faces, TILE)])
 
 
 def _draw_joints(canvas: np.ndarray, points: np.ndarray, valid: np.ndarray, color: tuple[int, int, int],

@@ -19,9 +19,9 @@ import torch
 import torch.distributed as dist
 
 from common.errors import EXIT_ENVIRONMENT, UserError
+from main.arguments import GPU_FORMS
 from main.engine.processes.lifeline import RERUN, Lifeline
 
-GPU_FORMS = "Write --gpu as 0, 0,2, 0-3 or cpu; left out, it takes every GPU."
 # How long a process waits for the others in a step. Longer than the main process takes alone for a snapshot on a slow
 # disk or for its part of a validation: what is waited for is a process that hangs, since one that dies is heard of.
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from common.errors import EXIT_ENVIRONMENT, UserError
@@ -179,31 +179,6 @@ def check_space(folder: Path, size: int, most: int) -> None:
     if free + held < most * size:
         log.warning("Up to %d snapshots of about %s are kept in %s, and %s are free: training stops when the disk is "
                     "full.", most, megabytes(size), folder, megabytes(free))
-
-
-def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
-    """Put `weights` into the model if every name, shape and type agrees and every value is finite, else raise
-    UserError."""
-    own = model.state_dict()
-    differences = {
-        "missing": [name for name in own if name not in weights],
-        "unexpected": [name for name in weights if name not in own],
-        "of another shape": [
-            f"{name} {tuple(weights[name].shape)} instead of {tuple(own[name].shape)}"
-            for name in own if name in weights and weights[name].shape != own[name].shape
-        ],
-        "of another type": [
-            f"{name} {weights[name].dtype} instead of {own[name].dtype}"
-            for name in own if name in weights and weights[name].dtype != own[name].dtype
-        ],
-        "not finite": [name for name, value in weights.items() if not torch.isfinite(value).all()],
-    }
-    found = [f"{len(names)} {kind}: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
-             for kind, names in differences.items() if names]
-    if found:
-        raise UserError(f"The weights in {where} do not fit the model. {'; '.join(found)}.",
-                        "Was it made with another model configuration?")
-    model.load_state_dict(weights)
 
 
 def _named(folder: Path) -> list[Path]:

@@ -1,15 +1,15 @@
-"""Reading picture files of any kind, damaged ones and none at all: every file gives an image or a reason.
+"""Image files of any kind, damaged ones and none at all: every file gives an image or a reason. And crops of images.
 
 Pillow decodes because it says when a file ends early; OpenCV fills the rest with grey and says nothing.
 """
 
 import warnings
+from enum import StrEnum
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
-
-from data.checks import BadSample, Reason
 
 MAX_PIXELS = 100_000_000
 MAX_SIDE = 32_766               # OpenCV cannot warp longer ones
@@ -19,17 +19,37 @@ _STRIP = 1 << 20                # pixels, more than datasets' pictures have
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 
 
+class ImageFault(StrEnum):
+    """Why a file gives no image."""
+
+    MISSING = "image missing"
+    DAMAGED = "image damaged"
+    TOO_LARGE = "image too large"
+    SIZE = "image of another size"
+
+
+class BadImage(Exception):
+    """A file that gives no image.
+
+    detail: what was found, to read after the name of the file.
+    """
+
+    def __init__(self, fault: ImageFault, detail: str):
+        super().__init__(f"{fault}: {detail}")
+        self.fault, self.detail = fault, detail
+
+
 def read_rgb(path: Path, *, upright: bool, size: tuple[int, int] | None = None) -> np.ndarray:
     """The picture in a file as RGB, (H, W, 3) uint8; of an animation the first frame, over white where transparent.
 
     upright: whether the camera's orientation tag is followed. Labels of datasets are in stored pixels: not there.
     size: width and height that it must have.
-    Raises BadSample. Neither a picture of another size nor one of more than 100 million pixels is decoded.
+    Raises BadImage. Neither a picture of another size nor one of more than 100 million pixels is decoded.
     """
     try:
         if not path.is_file():
             path.stat()                         # says why, unless something else lies there
-            raise BadSample(Reason.IMAGE_MISSING, "it is not a file")
+            raise BadImage(ImageFault.MISSING, "it is not a file")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")     # Pillow's own size warning, and oddities in metadata
             with Image.open(path, formats=_FORMATS) as image:
@@ -37,18 +57,18 @@ def read_rgb(path: Path, *, upright: bool, size: tuple[int, int] | None = None) 
                 if upright:
                     ImageOps.exif_transpose(image, in_place=True)
                 return _rgb_array(image)
-    except BadSample:
+    except BadImage:
         raise
     except Image.DecompressionBombError:
-        raise BadSample(Reason.IMAGE_TOO_LARGE, "it has more than 100 million pixels") from None
+        raise BadImage(ImageFault.TOO_LARGE, "it has more than 100 million pixels") from None
     except UnidentifiedImageError:
         is_empty = path.stat().st_size == 0
-        raise BadSample(Reason.IMAGE_DAMAGED, "it is empty" if is_empty else "it is not an image") from None
+        raise BadImage(ImageFault.DAMAGED, "it is empty" if is_empty else "it is not an image") from None
     except OSError as error:
-        reason = Reason.IMAGE_MISSING if error.errno else Reason.IMAGE_DAMAGED     # Pillow's own have no number
-        raise BadSample(reason, error.strerror or " ".join(str(error).split())) from None
+        fault = ImageFault.MISSING if error.errno else ImageFault.DAMAGED     # Pillow's own have no number
+        raise BadImage(fault, error.strerror or " ".join(str(error).split())) from None
     except Exception as error:                  # Pillow's decoders raise many types for damaged files
-        raise BadSample(Reason.IMAGE_DAMAGED, f"it is damaged ({type(error).__name__})") from None
+        raise BadImage(ImageFault.DAMAGED, f"it is damaged ({type(error).__name__})") from None
 
 
 def is_black(image: np.ndarray) -> bool:
@@ -64,10 +84,10 @@ def is_black(image: np.ndarray) -> bool:
 def _check_size(found: tuple[int, int], expected: tuple[int, int] | None) -> None:
     width, height = found
     if width * height > MAX_PIXELS or max(found) > MAX_SIDE:
-        raise BadSample(Reason.IMAGE_TOO_LARGE,
+        raise BadImage(ImageFault.TOO_LARGE,
                         f"it has {width}×{height} pixels; the limit is 100 million, and {MAX_SIDE} on a side")
     if expected is not None and found != expected:
-        raise BadSample(Reason.IMAGE_SIZE,
+        raise BadImage(ImageFault.SIZE,
                         f"it has {width}×{height} pixels, its annotation says {expected[0]}×{expected[1]}")
 
 
@@ -89,3 +109,17 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def crop_image(image: np.ndarray, crop_from_image: np.ndarray, size: int,
+               outside: tuple[int, int, int] = (0, 0, 0)) -> np.ndarray:
+    """The crop (S, S, 3) uint8 that a transform cuts out; outside the picture it is black, as in training.
+
+    As in training down to half the size. Below that, a larger crop is averaged: skipping pixels would leave noise.
+    """
+    reduction = np.sqrt(np.linalg.det(np.linalg.inv(crop_from_image)[:2, :2]))
+    factor = int(np.clip(np.ceil(reduction / 2), 1, 16))
+    enlarge = np.array([[factor, 0, (factor - 1) / 2], [0, factor, (factor - 1) / 2], [0, 0, 1]])
+    crop = cv2.warpAffine(image, (enlarge @ crop_from_image)[:2], (size * factor, size * factor),
+                          borderValue=outside)
+    return cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)

@@ -1,0 +1,83 @@
+"""The command lines of the entry points. Light to import: `--help` is answered before torch is loaded."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+GPU_FORMS = "Write --gpu as 0, 0,2, 0-3 or cpu; left out, it takes every GPU."
+
+
+def train_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="train.py", description="Train a network.")
+    _add_gpu(parser)
+    parser.add_argument("--config", default="lgnet", help="a YAML file, or the name of one in main/configs")
+    parser.add_argument("--continue", dest="resume", action="store_true", help="resume from the last snapshot")
+    _add_mano(parser, "folder of the MANO files; short for --set hand_model.name=mano hand_model.path=FOLDER")
+    _add_set(parser, "change the configuration, for example train.lr=3e-4")
+    return parser
+
+
+def test_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="test.py", description="Test a snapshot; the model is built from the configuration in it.")
+    _add_gpu(parser)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--test_epoch", type=_epoch_or_best, metavar="N",
+                       help="of snapshot_N.pth.tar, or best: the lowest score in the validation of training")
+    which.add_argument("--checkpoint", type=Path, metavar="FILE", help="a snapshot elsewhere, or a file of weights")
+    parser.add_argument("--testset", help="short for --set data.testset=NAME")
+    parser.add_argument("--split", help="short for --set data.test_split=NAME")
+    parser.add_argument("--protocol", help="short for --set test.protocol=NAME: whose numbers are printed and drawn")
+    parser.add_argument("--pck_exclude_root", action="store_const", const="true",
+                        help="short for --set test.pck_exclude_root=true: PCK and AUC without the aligned joint")
+    parser.add_argument("--pck_strict", action="store_const", const="true",
+                        help="short for --set test.pck_strict=true: PCK counts errors below the threshold only")
+    parser.add_argument("--bins", nargs="+", metavar="EDGE",
+                        help="short for --set test.bins=[EDGE,…]: edges of the bins of the asymmetry curve")
+    parser.add_argument("--dump", type=Path, metavar="FILE.npz", help="write the errors of each sample")
+    parser.add_argument("--save_predictions", type=Path, metavar="FILE.npz",
+                        help="write the predictions, which tool/evaluate.py can score again")
+    _add_mano(parser, "where the MANO files are, for a snapshot that was trained with them")
+    parser.add_argument("--output", default="output", help="the run's output folder; relative to the repository")
+    _add_set(parser, "change data and test options, for example data.root=FOLDER")
+    return parser
+
+
+def demo_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="demo.py", description="Reconstruct both hands in photographs. Without "
+                                     "arguments: in the pictures that come with the repository.")
+    _add_gpu(parser)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--test_epoch", type=int, help="N of output/model_dump/snapshot_N.pth.tar")
+    which.add_argument("--checkpoint", type=Path, metavar="FILE", help="a snapshot elsewhere, or a file of weights; "
+                       "left out: the weights that come with the repository")
+    parser.add_argument("--input", type=Path, help="a folder of pictures, or one picture; left out: those that come "
+                        "with the repository")
+    parser.add_argument("--output", type=Path, help="folder for the results; may be left out with --input")
+    parser.add_argument("--boxes", type=Path, metavar="FILE",
+                        help='JSON with tight boxes round both hands: {"file name": [x, y, width, height]} in pixels')
+    _add_mano(parser, "where the MANO files are, for a snapshot that was trained with them")
+    parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
+    _add_set(parser, "change the configuration, for example data.box_ratio=0.7")
+    return parser
+
+
+PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {       # by the entry point's file
+    "train.py": train_parser, "test.py": test_parser, "demo.py": demo_parser}
+
+
+def _add_gpu(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--gpu", help=GPU_FORMS)
+
+
+def _add_mano(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--mano", metavar="FOLDER", help=text)
+
+
+def _add_set(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=text)
+
+
+def _epoch_or_best(text: str) -> int | Literal["best"]:
+    return "best" if text == "best" else int(text)
