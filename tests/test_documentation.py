@@ -4,24 +4,20 @@ import re
 from pathlib import Path
 
 import pytest
-from readme_commands import PAGES, ROOT, name
+from readme_commands import PAGES, ROOT, name, without_blocks
 
 FILE = re.compile(r"(?:common|data|docs|main|tests|tool)/[\w/.-]+\.(?:py|sh|sbatch|ya?ml|json|npz|safetensors|jpg|png)")
 
 
-def without_code(text: str) -> str:
-    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
-
-
 def links(page: Path) -> list[str]:
     """Where the links and images of a page lead within the repository."""
-    found = re.findall(r"\]\(([^)\s]+)\)", without_code(page.read_text(encoding="utf-8")))
+    found = re.findall(r"\]\(([^)\s]+)\)", without_blocks(page))
     return [link for link in found if not link.startswith("https://")]
 
 
 def anchors(page: Path) -> set[str]:
     """What GitHub calls the headings of a page in its address."""
-    headings = re.findall(r"^#+ (.+)$", without_code(page.read_text(encoding="utf-8")), flags=re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", without_blocks(page), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
