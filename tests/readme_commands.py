@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-STARTERS = ("python ", "bash ", "torchrun ", "sbatch ", "srun ")
+STARTER = r"(python|bash|torchrun|sbatch|srun)\s"
 
 
 class Command(NamedTuple):
@@ -60,7 +60,7 @@ def commands(page: Path) -> list[Command]:
 
 def mentioned_commands(page: Path) -> list[Command]:
     """The commands in a page's sentences; they start in the root of the repository."""
-    spans = [span for span in re.findall(r"`([^`]+)`", without_blocks(page)) if span.startswith(STARTERS)]
+    spans = [span for span in re.findall(r"`([^`]+)`", without_blocks(page)) if re.match(STARTER, span)]
     return [Command(name(page), ".", tuple(shlex.split(span))) for span in spans]
 
 
