@@ -1,4 +1,4 @@
-"""The commands that README.md and docs/ tell people to type."""
+"""The commands and Python programs that README.md and docs/ tell people to type."""
 
 import re
 import shlex
@@ -9,12 +9,13 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+STARTER = r"(python|bash|torchrun|sbatch|srun)\s"
 
 
 class Command(NamedTuple):
-    """A line of a page's `bash` block."""
+    """A command of a page."""
 
-    page: str
+    page: str               # relative to the repository
     folder: str             # where the lines before it went, relative to the repository
     words: tuple[str, ...]
 
@@ -22,22 +23,57 @@ class Command(NamedTuple):
         return f"{self.page}: {shlex.join(self.words)}"
 
 
+class Program(NamedTuple):
+    """A `python` block of a page."""
+
+    page: str
+    text: str
+
+
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def without_blocks(page: Path) -> str:
+    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
 def commands(page: Path) -> list[Command]:
-    """The commands of a page in their order. What stands in brackets may be left out by a reader, but not here."""
+    """The commands in a page's `bash` blocks. What stands in brackets may be left out by a reader, but not here."""
     found = []
-    for block in re.findall(r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE):
-        folder = "."
-        for line in block.replace("\\\n", " ").splitlines():
+    for block in blocks(page, "bash"):
+        folder, clone = ".", ""
+        for line in re.split(r"\n|&&", block.replace("\\\n", " ")):
             words = [word.strip("[]") for word in shlex.split(line, comments=True)]
             if words[:1] == ["cd"]:
-                folder = words[1]
+                folder = "." if words[1] == clone else words[1]
             elif words:
-                found.append(Command(page.name, folder, tuple(words)))
+                clone = words[-1] if words[:2] == ["git", "clone"] else clone
+                found.append(Command(name(page), folder, tuple(words)))
     return found
+
+
+def mentioned_commands(page: Path) -> list[Command]:
+    """The commands in a page's sentences; they start in the root of the repository."""
+    spans = [span for span in re.findall(r"`([^`]+)`", without_blocks(page)) if re.match(STARTER, span)]
+    return [Command(name(page), ".", tuple(shlex.split(span))) for span in spans]
 
 
 def all_commands() -> list[Command]:
     return [command for page in PAGES for command in commands(page)]
+
+
+def all_mentioned_commands() -> list[Command]:
+    return [command for page in PAGES for command in mentioned_commands(page)]
+
+
+def all_programs() -> list[Program]:
+    return [Program(name(page), text) for page in PAGES for text in blocks(page, "python")]
 
 
 def unwrapped(words: Sequence[str]) -> list[str]:
