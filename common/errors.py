@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from common.memory import keep_freed_memory
 
@@ -30,7 +31,7 @@ class UserError(Exception):
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".strip()
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         # Worker processes send their errors back by pickling them.
         return type(self), (self.message, self.hint, self.exit_code)
 

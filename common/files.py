@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from common.errors import EXIT_ENVIRONMENT, UserError
 
@@ -92,7 +92,7 @@ def write_signed(path: Path, write: Callable[[BinaryIO], Any], size: int = 0) ->
     as it was written.
     """
     written = hashlib.sha256()
-    write_atomically(path, lambda file: write(HashedFile(file, written)), size)
+    write_atomically(path, lambda file: write(cast(BinaryIO, HashedFile(file, written))), size)
     if sha256_of(path) != written.hexdigest():
         raise UserError(f"{path} is not read back as it was written.", "Check the disk, then run again; train.py goes "
                         "on with --continue.", EXIT_ENVIRONMENT)

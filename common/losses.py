@@ -6,6 +6,7 @@ a mask of 0 may hold anything, NaN too: they reach neither value nor gradient.
 Legend: B batch · 2 the hand axis · 21 joints · 778 vertices · F faces · S side of the crop in pixels.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 import torch
@@ -122,6 +123,9 @@ class SurfaceLoss(nn.Module):
     faces: (2, F, 3), any winding.
     """
 
+    corners: Tensor
+    laplacian: Tensor
+
     def __init__(self, faces: Tensor, num_vertices: int = NUM_VERTICES):
         super().__init__()
         offsets = torch.tensor([0, num_vertices], device=faces.device)[:, None, None]
@@ -171,5 +175,5 @@ def _laplacian(faces: Tensor, num_vertices: int) -> Tensor:
     return torch.diag((degree > 0).float().squeeze(1)) - adjacency / degree.clamp(min=1)
 
 
-def _sum(terms) -> Tensor:
+def _sum(terms: Iterable[Tensor]) -> Tensor:
     return torch.stack(list(terms)).sum()

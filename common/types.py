@@ -8,7 +8,7 @@ Missing supervision is a validity mask, never None: where a mask is 0 the value 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -48,7 +48,7 @@ class Sample(NamedTuple):
     gain: Tensor            # (B, 3)           what turns each channel's bytes into floats: colour augmentation / 255
     targets: Targets
     camera_crop: Tensor     # (B, 3, 3)        intrinsics from the camera frame to crop pixels
-    index: Tensor           # (B,)             position in the reader: joins predictions to samples
+    index: Tensor           # type: ignore[assignment]  # (B,) position in the reader: joins predictions to samples
     fault: Tensor           # (B,) int64       0, or the code of a data.checks.Reason: then all masks are 0
 
 
@@ -58,7 +58,7 @@ class TwoHandBatch(NamedTuple):
     image: Tensor           # (B, 3, S, S)     RGB in [0, 1]
     targets: Targets
     camera_crop: Tensor     # the rest as in Sample
-    index: Tensor
+    index: Tensor           # type: ignore[assignment]
     fault: Tensor
 
 
@@ -121,8 +121,7 @@ class TwoHands(NamedTuple):
 
 def map_tensors(function: Callable[..., Tensor], *trees: Tree) -> Tree:
     """`function` of the tensors that stand in the same place of nested NamedTuples; None stays None."""
-    if trees[0] is None:
-        return None
-    if isinstance(trees[0], Tensor):
-        return function(*trees)
-    return type(trees[0])(*(map_tensors(function, *parts) for parts in zip(*trees, strict=True)))
+    first: Any = trees[0]
+    if first is None or isinstance(first, Tensor):
+        return first if first is None else function(*trees)     # type: ignore[return-value]
+    return type(first)(*(map_tensors(function, *parts) for parts in zip(*trees, strict=True)))

@@ -1,5 +1,6 @@
 """Datasets: a reader for each, and one path from a reader to batches."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from common.errors import UserError
@@ -8,7 +9,7 @@ from data.HIC.reader import HIC
 from data.InterHand26M.reader import InterHand26M
 from data.schema import BoxSource, Filter, Reader
 
-READERS: dict[str, type[Reader]] = {"InterHand26M": InterHand26M, "HIC": HIC}
+READERS: dict[str, Callable[..., Reader]] = {"InterHand26M": InterHand26M, "HIC": HIC}
 
 
 def build_reader(name: str, *, root: str | Path, split: str, hand_model: HandModel, filter: Filter,

@@ -73,7 +73,7 @@ def make_sample(record: Record, image: np.ndarray, index: int, *, size: int, box
     camera_crop = crop_from_image @ record.camera @ turn.T
     return Sample(
         pixels=_crop_image(image, crop_from_image, size),
-        gain=_float32(view.color) / 255,
+        gain=_float32(np.array(view.color)) / 255,
         targets=_targets(rotate_record(record, turn), camera_crop),
         camera_crop=_float32(camera_crop),
         index=torch.tensor(index),

@@ -56,7 +56,7 @@ class Index(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self._columns)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.folder,)
 
     def sources(self) -> dict[str, str]:

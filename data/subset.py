@@ -46,7 +46,7 @@ class JoinedReader:
         self.readers, self.ends = readers, np.cumsum([len(reader) for reader in readers])
         self.name, self.hand_model = readers[0].name, readers[0].hand_model
         self.summary = "\n".join(reader.summary for reader in readers)
-        self.left_out = Counter()
+        self.left_out: dict[str, int] = Counter()
         for reader in readers:
             self.left_out.update(reader.left_out)
 

@@ -172,7 +172,7 @@ def keys_fixing(what: str, kind: type = Config, prefix: str = "") -> set[str]:
     """The keys marked `fixes(what, …)` where they are defined."""
     found = {f"{prefix}{key.name}" for key in dataclasses.fields(kind) if key.metadata.get("fixes") == what}
     for name, hint in typing.get_type_hints(kind).items():
-        if dataclasses.is_dataclass(hint):
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             found |= keys_fixing(what, hint, f"{prefix}{name}.")
     return found
 
@@ -187,7 +187,7 @@ def refuse_changes(before: Config, after: Config, where: str) -> None:
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
@@ -252,7 +252,7 @@ def _build(kind: type, values: Any, prefix: str) -> Any:
 
 def _coerce(hint: Any, value: Any, key: str) -> Any:
     """`value` as the field's type; PyYAML reads 1e-4 as a string, so numbers are read from strings too."""
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return _build(hint, value, f"{key}.")
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:

@@ -15,6 +15,7 @@ import _bootstrap
 import argparse
 import sys
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from common.errors import EXIT_OK, EXIT_SOME_FAILED, UserError, run_entry_point
 from common.files import ROOT
 from common.weights import SHIPPED
 from data.checks import BadSample
-from data.frames import ImageFolder, read_boxes
+from data.frames.boxes import read_boxes
+from data.frames.folder import ImageFolder
 from main.arguments import demo_parser
 from main.config import mano_overrides
 from main.engine.processes.launch import Process, launch
@@ -37,7 +39,8 @@ EXAMPLES = ROOT / "common" / "assets" / "examples"
 
 def demo(args: argparse.Namespace, process: Process) -> int:
     """Reconstruct this process's share of the pictures."""
-    sys.stdout.reconfigure(errors="backslashreplace")   # a name may have letters that the terminal has not
+    if isinstance(sys.stdout, TextIOWrapper):           # a name may have letters that the terminal has not
+        sys.stdout.reconfigure(errors="backslashreplace")
     boxes = read_boxes(args.boxes) if args.boxes else {}
     folder = ImageFolder(args.input, boxes)
     outputs = [result_files(args.output, name) for name in folder.names]

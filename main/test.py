@@ -31,7 +31,7 @@ def test(output: Path, which: int | Literal["best"] | Path, overrides: list[str]
                   "before."):
         start_log(output / "log" / "test.log", is_main=process.is_main)
         if which == "best":     # training may save another one meanwhile: the main process decides
-            which = process.gather(best_epoch(output / "model_dump"))[0]
+            which = int(process.gather(best_epoch(output / "model_dump"))[0])
         return score(output, which, overrides, dump, predictions, process)
 
 
@@ -49,8 +49,9 @@ def score(output: Path, which: int | Path, overrides: list[str], dump: Path | No
     dataset = build_dataset(config, hand_model, config.data.testset, config.data.test_split)
     writer = PredictionWriter(predictions, process.rank) if predictions else None
     evaluator = Evaluator(partial(predict, model), dataset, trained.mean_joints, settings=config.test,
-                          workers=config.data.workers, process=process, save=writer and writer.add)
+                          workers=config.data.workers, process=process, save=writer.add if writer else None)
     tally = evaluator.run()
+    assert tally is not None, "nothing stops a test"
     if writer:
         writer.close()
     process.gather(None)        # the predictions of all processes are on disk

@@ -18,8 +18,8 @@ from common.geometry import SquareBox, crop_affine
 from common.images import BadImage, crop_image, read_rgb
 from common.mano.model import HandModel
 from data.checks import BadSample
-from data.frames import ImageFolder, read_boxes
-from data.frames.folder import unique_names
+from data.frames.boxes import read_boxes
+from data.frames.folder import ImageFolder, unique_names
 
 ROOT = Path(__file__).resolve().parents[1]
 

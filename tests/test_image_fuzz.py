@@ -148,7 +148,7 @@ READ_ALL = """
 import resource, sys
 from pathlib import Path
 from data.checks import BadSample
-from data.frames import ImageFolder
+from data.frames.folder import ImageFolder
 from common.images import crop_image
 from common.geometry import SquareBox, crop_affine
 import numpy as np

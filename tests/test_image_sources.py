@@ -11,8 +11,8 @@ from numpy.lib.recfunctions import repack_fields
 from scipy.io import savemat
 
 from common.errors import UserError
-from data.frames import ImageFolder, read_boxes
-from data.frames.folder import unique_names
+from data.frames.boxes import read_boxes
+from data.frames.folder import ImageFolder, unique_names
 from data.frames.sources import find_pictures
 
 

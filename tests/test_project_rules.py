@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from main.engine.run.provenance import source_files
+
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted(file for folder in ("common", "data", "main", "tool") for file in (ROOT / folder).rglob("*.py"))
 UNPICKLER = ROOT / "common" / "mano" / "unpickle.py"  # the one audited place that reads a pickle, by an allow-list
@@ -63,3 +65,75 @@ def test_importing_the_packages_pulls_in_nothing_graphical_or_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+# ---------------------------------------------------------------- floors
+
+FLOORS = ("common", "data", "main", "tool")     # each may import from those before it
+
+
+def imports(file: Path) -> set[str]:
+    """Modules of this repository that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+    return {name for name in found if name.split(".")[0] in FLOORS}
+
+
+def module_of(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_of(file): imports(file) for file in SOURCES if not file.is_symlink()}
+
+
+def circles(graph: dict[str, set[str]]) -> list[set[str]]:
+    """Sets of nodes that reach each other."""
+    def reached(start: str) -> set[str]:
+        seen, todo = set(), [start]
+        while todo:
+            new = graph.get(todo.pop(), set()) - seen
+            seen |= new
+            todo += new
+        return seen
+
+    reach = {node: reached(node) for node in graph}
+    return [{node, *(other for other in reach[node] if node in reach[other])} for node in graph if node in reach[node]]
+
+
+@pytest.mark.parametrize("floor", FLOORS[:-1])
+def test_no_floor_imports_from_one_above_it(floor: str):
+    above = FLOORS[FLOORS.index(floor) + 1:]
+    assert {module: sorted(name for name in names if name.split(".")[0] in above)
+            for module, names in MODULES.items() if module.split(".")[0] == floor
+            if any(name.split(".")[0] in above for name in names)} == {}
+
+
+def test_no_module_and_no_room_of_common_imports_in_a_circle():
+    modules = {module: {name for name in names if name in MODULES} - {module} for module, names in MODULES.items()}
+    assert circles(modules) == []
+
+    def room(module: str) -> str:
+        return ".".join(module.split(".")[:2])
+
+    rooms: dict[str, set[str]] = {}
+    for module, names in modules.items():
+        if module.startswith("common."):
+            rooms.setdefault(room(module), set()).update({room(name) for name in names} - {room(module), "common"})
+    assert circles(rooms) == []
+
+
+def test_a_circle_is_noticed():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [{"a", "b", "c"}] * 3
+
+
+def test_every_file_of_the_program_counts_in_the_hash_of_its_sources():
+    """But programs' way to the repository, which is one file under three names."""
+    tracked = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    if not tracked:
+        pytest.skip("no git checkout")
+    program = {ROOT / file for file in tracked if file.split("/")[0] in FLOORS and not (ROOT / file).is_symlink()}
+    assert program - set(source_files(ROOT)) == set()

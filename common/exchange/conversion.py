@@ -60,6 +60,7 @@ class Points(NamedTuple):
 
 
 Form = TypeVar("Form", Matrices, Points)
+Typed = TypeVar("Typed", Points, Predictions)
 
 
 # ---------------------------------------------------------------- wrists and meshes
@@ -140,7 +141,10 @@ def from_points(form: Points, model: HandModel, *, unit: str, order: str, frame:
         joints = joints[:, :, MANO21.gather_from(JOINT_SETS[order])]
     predictions = Predictions(form.image, form.predicted, vertices, joints, relative)
     if frame == "camera":
-        wrists = joints[:, :, WRIST] if vertices is None else (_wrist_row(model) @ vertices)[:, :, 0]
+        points = joints if vertices is None else _wrist_row(model) @ vertices
+        if points is None:
+            raise ValueError("hands without meshes and joints have no wrists")
+        wrists = points[:, :, WRIST]        # the first joint in MANO21 order
         predictions = _placed(_moved(predictions, -wrists), wrists)
     return _typed_like(form, predictions)
 
@@ -159,7 +163,7 @@ def to_points(predictions: Predictions, model: HandModel, *, unit: str, order: s
     return _typed_like(predictions, Points(predictions.image, predictions.predicted, vertices, joints, relative))
 
 
-def _typed_like(source: tuple, result: Form | Predictions) -> Form | Predictions:
+def _typed_like(source: Points | Predictions, result: Typed) -> Typed:
     """The result with meshes and joints in the number type that the source has them in."""
     return result._replace(**{name: getattr(result, name).astype(getattr(source, name).dtype)
                               for name in ("vertices", "joints") if getattr(result, name) is not None})

@@ -103,7 +103,7 @@ def _read_hand(file: Path, hand: Hand, model: HandModel) -> tuple[np.ndarray, st
 
 def _numbers(content: dict[str, Any], key: str, file: Path) -> np.ndarray:
     values = content.get(key)
-    is_list = isinstance(values, list) and len(values) == _LENGTHS[key]
-    if not is_list or not all(type(value) in (int, float) and abs(value) < _LARGEST for value in values):
+    if not (isinstance(values, list) and len(values) == _LENGTHS[key]
+            and all(type(value) in (int, float) and abs(value) < _LARGEST for value in values)):
         raise UserError(f"{file}: '{key}' is {str(values)[:60]}.", f"It must be a list of {_LENGTHS[key]} numbers.")
     return np.array(values, dtype=np.float64)

@@ -15,7 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -308,7 +308,7 @@ def _map_member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> 
         size = dtype.itemsize * math.prod(shape)
         if dtype.hasobject or info.file_size != member.tell() + size:
             raise ValueError(f"{info.filename} is not a plain array of the size that it states")
-        order = "F" if is_fortran else "C"
+        order: Literal["F", "C"] = "F" if is_fortran else "C"
         if info.compress_type != zipfile.ZIP_STORED or not size:
             return np.frombuffer(member.read(), dtype).reshape(shape, order=order)
         header = member.tell()

@@ -94,12 +94,13 @@ def find_mano(path: str = "") -> list[Path]:
     if os.path.isfile(base):
         base = base.parent
     folders = list(dict.fromkeys(base / subfolder for subfolder in _SUBFOLDERS))
-    lonely = []
+    lonely: list[str] = []
     for folder in folders:
         found = [next((file for file in _names(folder, hand) if os.path.isfile(file)), None) for hand in Hand]
-        if all(found):
-            return found
-        lonely += [str(file) for file in found if file]
+        files = [file for file in found if file]
+        if len(files) == len(Hand):
+            return files
+        lonely += map(str, files)
     tried = ", ".join(f"{folder}/MANO_{{RIGHT,LEFT}}.{{pkl,npz}}" for folder in folders)
     raise UserError(
         "The hand model 'mano' needs MANO_RIGHT.pkl and MANO_LEFT.pkl in one folder, and they were not found"

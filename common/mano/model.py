@@ -64,12 +64,19 @@ def stack_hands(name: str, digest: str, arrays: list[dict[str, np.ndarray]]) -> 
 class ManoLayer(nn.Module):
     """Both hands' meshes from model parameters, by `smplx.lbs`, always in float32."""
 
+    template: Tensor
+    shapedirs: Tensor
+    posedirs: Tensor
+    weights: Tensor
+    model_regressor: Tensor
+    regressor: Tensor           # (2, 21, 778)
+
     def __init__(self, model: HandModel):
         super().__init__()
         for key in ("template", "shapedirs", "posedirs", "weights"):
             self.register_buffer(key, getattr(model, key), persistent=False)
         self.register_buffer("model_regressor", model.regressor, persistent=False)
-        self.register_buffer("regressor", joint_regressor(model.regressor), persistent=False)   # (2, 21, 778)
+        self.register_buffer("regressor", joint_regressor(model.regressor), persistent=False)
         # smplx looks up the parents one by one; were they on a GPU, the host would wait for it each time.
         self.parents = np.array(MODEL16.parents)
 

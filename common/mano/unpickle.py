@@ -111,7 +111,7 @@ class _SparseColumns(_StandIn):
         starts, indices, data = (_plain_array(self.state[key]) for key in ("indptr", "indices", "data"))
         if not (0 < rows * columns <= MAX_DENSE and len(starts) == columns + 1 and len(indices) == len(data)):
             raise ValueError(f"a sparse matrix of {rows} rows and {columns} columns that do not fit its entries")
-        counts = np.diff(starts.astype(np.int64))
+        counts: np.ndarray = np.diff(starts.astype(np.int64))
         if starts[0] != 0 or starts[-1] != len(data) or counts.min() < 0 or (indices < 0).any():
             raise ValueError("a sparse matrix with impossible positions")
         dense = np.zeros((rows, columns), data.dtype)
@@ -172,12 +172,15 @@ _ALLOWED: dict[str, Callable[..., Any]] = {
 
 # ---------------------------------------------------------------- the restricted unpickler
 
+Operation = Callable[[Any], None]       # takes the unpickler
+
+
 class _Operations(dict):
     """pickle's operations by code, those that a hand model needs, and how many a file may still use."""
 
     left = MAX_OPERATIONS
 
-    def __getitem__(self, code: int) -> Callable[["_ManoUnpickler"], None]:
+    def __getitem__(self, code: int) -> Operation:
         self.left -= 1
         if self.left < 0:
             raise UnusableFile(f"has more than {MAX_OPERATIONS} operations")
@@ -187,9 +190,13 @@ class _Operations(dict):
 class _ManoUnpickler(pickle._Unpickler):
     """The unpickler written in Python: unlike the C one, a forged memo index does not make it reserve memory."""
 
+    stack: list[Any]                        # of the class above, whose stubs do not tell
+    read: Callable[[int], bytes]
+    append: Callable[[Any], None]
+
     def __init__(self, content: bytes):
         super().__init__(io.BytesIO(content), encoding="latin1")    # latin1: written by Python 2
-        self.dispatch = _Operations(_OPERATIONS)
+        self.dispatch = _Operations(_OPERATIONS)    # type: ignore[misc]    # one for each file: they are counted
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
@@ -202,20 +209,20 @@ class _ManoUnpickler(pickle._Unpickler):
     def load_build(self) -> None:
         if not isinstance(self.stack[-2], _StandIn):
             raise RefusedName(f"the state of a {type(self.stack[-2]).__name__}")
-        super().load_build()
+        super().load_build()    # type: ignore[misc]    # not in the stubs
 
     def load_bytearray8(self) -> None:
         size, = struct.unpack("<Q", self.read(8))
         self.append(self.read(size))        # the original reserves the size that the file names
 
 
-def _refused(name: str) -> Callable[[_ManoUnpickler], None]:
+def _refused(name: str) -> Operation:
     def load(_: _ManoUnpickler) -> None:
         raise RefusedName(f"pickle's operation {name}")
     return load
 
 
-def _with_plain_keys(load: Callable[[_ManoUnpickler], None], keys: slice) -> Callable[[_ManoUnpickler], None]:
+def _with_plain_keys(load: Operation, keys: slice) -> Operation:
     """`load` for stacks whose `keys` are text or numbers: hashing a nested tuple can be made to take for ever."""
     def checked(unpickler: _ManoUnpickler) -> None:
         for key in unpickler.stack[keys]:
@@ -225,8 +232,8 @@ def _with_plain_keys(load: Callable[[_ManoUnpickler], None], keys: slice) -> Cal
     return checked
 
 
-def _operations() -> dict[int, Callable[[_ManoUnpickler], None]]:
-    operations = dict(pickle._Unpickler.dispatch)
+def _operations() -> dict[int, Operation]:
+    operations: dict[int, Operation] = dict(pickle._Unpickler.dispatch)
     operations[pickle.BUILD[0]] = _ManoUnpickler.load_build
     operations[pickle.BYTEARRAY8[0]] = _ManoUnpickler.load_bytearray8
     for name in ("EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID", "NEWOBJ_EX", "NEXT_BUFFER"):

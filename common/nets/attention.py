@@ -78,14 +78,17 @@ class LGFA(nn.Module):
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         fc_token, sa_token = self._tokens(first, second)
-        return self.steps[-1][0](fc_token, sa_token)
+        return self._block(-1)(fc_token, sa_token)
 
     def attention_map(self, first: Tensor, second: Tensor) -> Tensor:
         """How much each output token attends to [class token, first, second] in the last step, (B, N, 1 + 2N)."""
-        return self.steps[-1][0].attention_map(*self._tokens(first, second))
+        return self._block(-1).attention_map(*self._tokens(first, second))
+
+    def _block(self, step: int) -> AttentionBlock:
+        return next(iter(self.steps[step].children()))      # type: ignore[return-value]
 
     def _tokens(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         fc_token = self.to_fc_token(torch.cat([first, second], dim=-1))       # (B, N, C)
         class_token = self.class_token.expand(len(first), -1, -1)
         sa_token = torch.cat([class_token, first, second], dim=1)             # (B, 1 + 2N, C)
-        return fc_token, self.steps[0][0](sa_token, sa_token)
+        return fc_token, self._block(0)(sa_token, sa_token)

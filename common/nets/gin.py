@@ -5,6 +5,7 @@ Legend: B batch · N nodes · C channels · E directed edges.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -53,12 +54,12 @@ class _SymmetricSum(torch.autograd.Function):
     """The sum of NeighbourSum, whose gradient is itself."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, rows: Tensor, starts: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, rows: Tensor, starts: Tensor) -> Tensor:
         ctx.save_for_backward(rows, starts)
         return F.embedding_bag(rows, x.flatten(1), starts, mode="sum").view_as(x)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return _SymmetricSum.apply(gradient, *ctx.saved_tensors), None, None
 
 

@@ -46,6 +46,8 @@ class HeatmapJoints(nn.Module):
     `joints_to_cells`; depth cells have no pixel centre, so z is k + 0.5.
     """
 
+    centers: Tensor
+
     def __init__(self, channels: int, input_size: int):
         super().__init__()
         self.to_logits = PerHand(lambda: nn.Linear(channels, NUM_JOINTS * HEATMAP_CELLS))

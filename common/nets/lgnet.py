@@ -6,6 +6,8 @@ Reconstruction", and its supplement. Where the paper leaves a question open, the
 Legend: B batch · 2 the hand axis · 64 tokens of a hand (8×8 cells) · C channels · S side of the crop in pixels.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -58,6 +60,9 @@ class LGNet(nn.Module):
 class Normalize(nn.Module):
     """(image − mean) / std for each channel."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
@@ -75,7 +80,7 @@ def attention_maps(model: LGNet, image: Tensor) -> dict[str, Tensor]:
     """
     maps: dict[str, Tensor] = {}
 
-    def record(name: str):
+    def record(name: str) -> Callable[..., None]:
         return lambda lgfa, inputs, _: maps.update({name: lgfa.attention_map(*inputs)})
 
     handles = [module.register_forward_hook(record(name)) for name, module in model.named_modules()

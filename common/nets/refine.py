@@ -73,6 +73,8 @@ class RefineStage(nn.Module):
     offset back on the way out.  regressor: (2, 21, 778), G of the paper.
     """
 
+    regressor: Tensor
+
     def __init__(self, offset_net: PerHand, regressor: Tensor):
         super().__init__()
         self.offset_net = offset_net

@@ -18,18 +18,25 @@ class ImageFeatures(NamedTuple):
     layer4: Tensor      # (B, 2048, S/32, S/32)   512 channels in ResNet-18 and -34; F of the paper
 
 
+class MapChannels(NamedTuple):
+    """Of the maps of ImageFeatures."""
+
+    stem: int
+    layer1: int
+    layer4: int
+
+
 class ResNet(nn.Module):
     """ImageFeatures of a normalised image (B, 3, S, S).
 
     name: "resnet18", "resnet34" or "resnet50"; the weights are random, see `common.nets.pretrained`.
-    channels: of the three maps, in the order of ImageFeatures.
     """
 
     def __init__(self, name: str):
         super().__init__()
         net = import_torchvision().models.get_model(name)
         self.name = name
-        self.channels = ImageFeatures(net.conv1.out_channels, *(_out_channels(net.layer1), _out_channels(net.layer4)))
+        self.channels = MapChannels(net.conv1.out_channels, _out_channels(net.layer1), _out_channels(net.layer4))
         # torchvision's names: the state dict of this module is one of torchvision's without the classifier.
         self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4

@@ -110,6 +110,8 @@ class CoarseMesh(nn.Module):
     positions: (2, nodes, 3) in [−1, 1].
     """
 
+    positions: Tensor
+
     def __init__(self, channels: int, positions: Tensor):
         super().__init__()
         self.register_buffer("positions", F.pad(positions, (0, 0, 1, 0)), persistent=False)   # (2, 1 + nodes, 3)

@@ -22,13 +22,13 @@ def accelerated(model: nn.Module, *, channels_last: bool, compile_mode: str) -> 
     Raises UserError where torch.compile cannot work.
     """
     if channels_last:
-        model.to(memory_format=torch.channels_last)
+        model.to(memory_format=torch.channels_last)     # type: ignore[call-overload]   # torch's own stubs lack it
     if not compile_mode:
         return model
     if not can_compile():
         raise UserError(f"torch.compile (mode '{compile_mode}') needs a C++ compiler, and none was found.",
                         "Install g++ or clang++, or leave compile empty.")
-    return torch.compile(model, mode=compile_mode)
+    return torch.compile(model, mode=compile_mode)      # type: ignore[return-value]    # a module for a module
 
 
 def for_inference(model: nn.Module, hand_model: HandModel, *, precision: str = "float32", channels_last: bool = False,

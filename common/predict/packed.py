@@ -23,7 +23,7 @@ def _name_of_norm(name: str) -> str:
     return str(int(name) + 1) if name.isdigit() else name.replace("conv", "bn")
 
 
-def _fold(parent: nn.Module, name: str, layer: nn.Module, norm: nn.Module) -> bool:
+def _fold(parent: nn.Module, name: str, layer: nn.Module, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> bool:
     """Whether `layer` is of a kind that can take the normalisation; then it has taken it."""
     if isinstance(layer, nn.Conv2d):
         setattr(parent, name, fuse_conv_bn_eval(layer, norm))

@@ -67,7 +67,7 @@ class BinnedCurve(NamedTuple):
     error: np.ndarray       # (bins,)           mm
     low: np.ndarray         # (bins,)           95 % interval of the error; NaN in a bin of one recording
     high: np.ndarray        # (bins,)
-    count: np.ndarray       # (bins,) int       samples
+    count: np.ndarray       # type: ignore[assignment]  # (bins,) int samples
 
 
 def equal_count_edges(values: np.ndarray, bins: int = 6) -> np.ndarray:
@@ -93,6 +93,7 @@ def binned_curve(x: np.ndarray, error_sum: np.ndarray, error_count: np.ndarray, 
         return np.bincount(number, values, bins)
 
     def by_recording(values: np.ndarray) -> np.ndarray:                                      # (G, bins)
+        assert resamples is not None
         groups = resamples.shape[1]
         return np.bincount(recording * bins + number, values, groups * bins).reshape(groups, bins)
 

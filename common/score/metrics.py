@@ -266,7 +266,8 @@ class Sums(NamedTuple):
     scale_n: np.ndarray
 
 
-_SHAPES = Sums((), (2, 21), (2, 21), (), (), (len(THRESHOLDS),), (2,), (2,), (), (), (), (), (2,), (2,))
+_SHAPES: tuple[tuple[int, ...], ...] = (        # in the order of Sums
+    (), (2, 21), (2, 21), (), (), (len(THRESHOLDS),), (2,), (2,), (), (), (), (), (2,), (2,))
 _ENDS = np.cumsum([int(np.prod(shape)) for shape in _SHAPES])
 NUM_SUMS = int(_ENDS[-1])
 
@@ -277,7 +278,7 @@ def sample_sums(protocol: Protocol, errors: SampleErrors, pck: PckOptions) -> np
     counted = counted.reshape(len(counted), -1, 1)                                      # (B, joints, 1)
     within = counted < THRESHOLDS if pck.strict else counted <= THRESHOLDS
     share = np.maximum(0, 1 - counted[..., 0] / AUC_END)
-    sums = Sums(
+    sums = (
         np.ones(len(counted)), *_sum_and_count(errors.joints), *(part.sum(axis=1) for part in _sum_and_count(share)),
         within.sum(axis=1), *_sum_and_count(errors.vertices), *_sum_and_count(errors.relative),
         *_sum_and_count(errors.pair), *_sum_and_count(errors.scale),

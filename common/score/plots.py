@@ -3,6 +3,7 @@
 import csv
 import io
 import itertools
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +18,10 @@ from common.score.metrics import AUC_END, THRESHOLDS, PckOptions, Protocol
 from common.score.tally import PckCurve, Tally
 
 _SIZE = (3.4, 2.5)          # inches
-_STYLE = {"font.size": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7, "legend.fontsize": 7,
-          "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "pdf.fonttype": 42,
-          "savefig.dpi": 300}
+_STYLE: dict[Any, Any] = {
+    "font.size": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7, "legend.fontsize": 7,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "pdf.fonttype": 42,
+    "savefig.dpi": 300}
 _COLOR = "#1f5fa8"
 
 
@@ -130,7 +132,7 @@ def _write_figure(path: Path, draw: Any, *arguments: Any) -> None:
         figure = Figure(figsize=_SIZE, layout="constrained")
         draw(figure.add_subplot(), *arguments)
         for kind in ("pdf", "png"):
-            write_atomically(path.with_suffix(f".{kind}"), lambda file, kind=kind: figure.savefig(file, format=kind))
+            write_atomically(path.with_suffix(f".{kind}"), partial(figure.savefig, format=kind))
 
 
 def _write_csv(path: Path, columns: dict[str, np.ndarray]) -> None:

@@ -63,7 +63,7 @@ class PckCurve(NamedTuple):
     low: np.ndarray
     high: np.ndarray
     auc: float              # percent, exact
-    count: int              # joints
+    count: int              # type: ignore[assignment]  # joints
 
 
 class Scorer:

@@ -80,7 +80,8 @@ def interpolate_covered(attributes: Tensor, faces: Tensor, fragments: Fragments)
 
     # One attribute after the other: rows that lie together in memory are several times as fast.
     table = attributes.permute(2, 0, 1).flatten(1)                                  # (C, B·V)
-    return pixel, sum(weights[k] * table.index_select(1, corners[k]) for k in range(3))
+    first, second, third = (weights[k] * table.index_select(1, corners[k]) for k in range(3))
+    return pixel, first + second + third
 
 
 def _gather_corners(vertices_px: Tensor, faces: Tensor) -> Tensor:
@@ -94,7 +95,7 @@ def _visible_triangles(corners: Tensor, height: int, facing: int) -> _Triangles:
     # One coordinate of one corner after the other: reductions over three neighbours are many times as slow.
     x, y, depth = ([corners[..., corner, k] for corner in range(3)] for k in range(3))
     low, high = _least(y), _most(y)
-    can_cover = (_least(depth) > 0) & (sum(x) + sum(y) + sum(depth)).isfinite()
+    can_cover = (_least(depth) > 0) & (_sum(x) + _sum(y) + _sum(depth)).isfinite()
     can_cover &= (low.ceil() <= high.floor()) & (high >= 0) & (low <= height - 1)
     if facing:
         turn = (x[1] - x[0]) * (y[2] - y[0]) - (y[1] - y[0]) * (x[2] - x[0])
@@ -114,6 +115,10 @@ def _visible_triangles(corners: Tensor, height: int, facing: int) -> _Triangles:
     weights = weights.float()
     of_depth = torch.cat([weights.sum(dim=1), inverse_depth.amax(dim=-1, keepdim=True).float()], dim=-1)
     return _Triangles(image, face, edges * area.sign()[:, None, None], seen[:, 0, :2].float(), weights, of_depth, rows)
+
+
+def _sum(values: Sequence[Tensor]) -> Tensor:
+    return values[0] + values[1] + values[2]
 
 
 def _least(values: Sequence[Tensor]) -> Tensor:

@@ -17,7 +17,7 @@ def read_mesh(path: Path) -> np.ndarray:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise ValueError("it is larger than 10 MB")
-        vertices = np.asarray(trimesh.load(path, file_type="ply", process=False).vertices, dtype=np.float64)
+        vertices = np.asarray(trimesh.load_mesh(path, file_type="ply", process=False).vertices, dtype=np.float64)
     except OSError as error:
         raise BadSample(Reason.LABELS_UNREADABLE, f"{path} cannot be read: {error.strerror or error}") from None
     except Exception as error:      # a damaged PLY file makes trimesh raise almost anything

@@ -45,6 +45,7 @@ class HIC:
 
         entries = read_entries(self.annotations)
         self.folder = self._find_folder(entries)
+        self.left_out: dict[str, int]
         self.entries, self.left_out, self._lost = self._choose(entries, filter)
         self.summary = self._summarise(filter, self._lost)
         if not self.entries:
@@ -59,9 +60,10 @@ class HIC:
         entry = self.entries[index]
         has_mesh = np.array([name is not None for name in entry.meshes])
         vertices, joints = np.zeros((2, NUM_VERTICES, 3)), np.zeros((2, NUM_JOINTS, 3))
-        for hand in np.flatnonzero(has_mesh):
-            vertices[hand] = read_mesh(self.folder / entry.meshes[hand])
-            joints[hand] = self.regressor[hand] @ vertices[hand]
+        for hand, mesh in enumerate(entry.meshes):
+            if mesh is not None:
+                vertices[hand] = read_mesh(self.folder / mesh)
+                joints[hand] = self.regressor[hand] @ vertices[hand]
         return Record(
             image_path=self.folder / entry.file_name, image_size=IMAGE_SIZE, camera=CAMERA.copy(),
             vertices_cam=vertices, joints_cam=joints, joints_annotated_cam=np.zeros_like(joints),
@@ -124,7 +126,8 @@ class HIC:
 
     def _choose(self, entries: list[Entry], filter: Filter) -> tuple[list[Entry], Counter[str], list[Path]]:
         """The entries to use, the number left out for each reason, and the meshes that are named but missing."""
-        kept, left_out, lost = [], Counter(), []
+        kept, lost = [], []
+        left_out: Counter[str] = Counter()
         for entry in entries:
             missing = [name for name in entry.meshes if name is not None and not (self.folder / name).is_file()]
             lost += [self.folder / name for name in missing]

@@ -3,7 +3,7 @@
 Legend: N annotations · M images · C cameras · F time steps · 2 the hand axis. Metres; joints in MANO21 order.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -63,6 +63,9 @@ class Frames(NamedTuple):
     mano_valid: np.ndarray      # (F, 2) bool
 
 
+Table = TypeVar("Table", Samples, Images, Cameras, Frames)
+
+
 class Annotations:
     """A split, joined. Pickled, it is the path of its index, so that loader processes map the same files."""
 
@@ -73,7 +76,7 @@ class Annotations:
         self.cameras = _table(Cameras, "cameras", index)
         self.frames = _table(Frames, "frames", index)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.index,)
 
     def joints_valid(self, row: int) -> np.ndarray:
@@ -115,5 +118,5 @@ def open_annotations(layout: Layout, *, rebuild: bool = False) -> Annotations:
                                   lambda read: build_columns(layout, read), rebuild=rebuild))
 
 
-def _table(kind: type[NamedTuple], name: str, index: Index) -> NamedTuple:
+def _table(kind: type[Table], name: str, index: Index) -> Table:
     return kind(*(index[f"{name}.{field}"] for field in kind._fields))

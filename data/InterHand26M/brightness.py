@@ -26,7 +26,7 @@ def measure_brightness(annotations: Annotations, layout: Layout, split: str, wor
     rows = annotations.samples.image_row[choose(annotations, layout, split, "ih_hm", "vertices").rows]
     rows = np.unique(rows[np.isnan(brightness[rows])])
     paths = [layout.images / annotations.file_name(row) for row in rows.tolist()]
-    failures = {}
+    failures: dict[Path, str] = {}
     if not paths:
         return failures
     try:

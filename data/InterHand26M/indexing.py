@@ -98,7 +98,9 @@ def _no_garbage_collection() -> Iterator[None]:
 # ---------------------------------------------------------------- images and annotations
 
 def _read_images(layout: Layout, raws: list[Raw], bar: tqdm) -> _Images:
-    cameras, steps, names, parts = {}, {}, [], []
+    cameras: dict[tuple[int, str], int] = {}
+    steps: dict[tuple[int, int], int] = {}
+    names, parts = [], []
     for start, batch in _batches(raws, entries.Image, layout, "images", bar):
         for number, image in enumerate(batch, start):
             if _leaves_its_folder(image.file_name):
@@ -170,7 +172,7 @@ def _faults(joints: np.ndarray, marked: np.ndarray, hand_type: np.ndarray, image
     depth = depth + scene.columns["cameras.translation"][camera, 2, None, None]
     is_behind = (joints & ~(depth > 0)).any(axis=(1, 2))
 
-    has_hand = marked.any(axis=2)                                                               # (B, 2)
+    has_hand = np.asarray(marked.any(axis=2))                                                               # (B, 2)
     rows, named = np.arange(len(hand_type)), np.minimum(hand_type, Hand.LEFT)
     contradicts = (hand_type < len(Hand)) & ~has_hand[rows, named] & has_hand[rows, 1 - named]
     return np.select(
@@ -274,9 +276,9 @@ def _read_frames(layout: Layout, read: ReadSource, keys: list[tuple[int, int]]) 
         joints[row] = points[:, _MANO21_FROM_FILE] * _MILLIMETRE
         joints_valid[row] = valid[:, _MANO21_FROM_FILE]
     if layout.file("MANO_NeuralAnnot").is_file():
-        for row, entry in _each_step(layout, "MANO_NeuralAnnot", read, entries.Fits, keys):
+        for row, fits in _each_step(layout, "MANO_NeuralAnnot", read, entries.Fits, keys):
             for hand in Hand:
-                fit = getattr(entry, hand.label)    # null where the hand's wrist could not be triangulated
+                fit = getattr(fits, hand.label)    # null where the hand's wrist could not be triangulated
                 if fit is not None:
                     pose[row, hand] = np.reshape(fit.pose, (NUM_MODEL_JOINTS, 3))
                     shape[row, hand], translation[row, hand], mano_valid[row, hand] = fit.shape, fit.trans, True
@@ -294,9 +296,9 @@ def _each_step(layout: Layout, kind: str, read: ReadSource, entry_type: type[_En
     decoder = msgspec.json.Decoder(dict[str, Raw])
     by_capture = {capture: decode(raw, decoder, path, f"capture {capture}")
                   for capture, raw in entries.read_file(path, read(path), dict[str, Raw]).items()}
-    decoder = msgspec.json.Decoder(entry_type | None)
+    entry_decoder = msgspec.json.Decoder(entry_type | None)
     for row, (capture, frame) in enumerate(keys):
         raw = by_capture.get(str(capture), {}).get(str(frame))
-        entry = None if raw is None else decode(raw, decoder, path, f"capture {capture}, frame {frame}")
+        entry = None if raw is None else decode(raw, entry_decoder, path, f"capture {capture}, frame {frame}")
         if entry is not None:
             yield row, entry

@@ -125,7 +125,8 @@ class InterHand26M:
             vertices = self.layer(params)
         return vertices[0].double().numpy() + frames.translation[step][:, None], rotations
 
-    def _box(self, row, camera, vertices, joints, has_mesh, joints_valid) -> np.ndarray:
+    def _box(self, row: int, camera: np.ndarray, vertices: np.ndarray, joints: np.ndarray, has_mesh: np.ndarray,
+             joints_valid: np.ndarray) -> np.ndarray:
         """Corners (2, 2) of the tight box, image pixels: one box round the points of both hands."""
         if self.box_source == "json":
             x, y, width, height = self.annotations.samples.bbox[row].astype(np.float64)

@@ -29,11 +29,9 @@ def read_boxes(path: Path) -> dict[str, Box]:
 
 
 def _checked(path: Path, name: str, box: object) -> Box:
-    is_box = (
-        isinstance(box, list) and len(box) == 4
-        and all(isinstance(number, int | float) and not isinstance(number, bool) for number in box)
-        and all(abs(number) < 1e9 for number in box) and min(box[2:]) > 0
-    )
-    if not is_box:
+    are_numbers = isinstance(box, list) and len(box) == 4 and all(
+        isinstance(number, int | float) and not isinstance(number, bool) and abs(number) < 1e9 for number in box)
+    if not (isinstance(box, list) and are_numbers and min(box[2:]) > 0):
         raise UserError(f"--boxes: {path} gives '{name}' the box {json.dumps(box)[:80]}.", EXAMPLE)
-    return tuple(map(float, box))
+    x, y, width, height = map(float, box)
+    return x, y, width, height

@@ -102,14 +102,16 @@ class RenderedSamples:
         return len(self.reader)
 
     def batches(self, sampler: EpochSampler, *, batch_size: int, drop_last: bool, device: torch.device) -> Batches:
-        return _RenderedBatches(self.rendered, BatchSampler(sampler, batch_size, drop_last), device)
+        return _RenderedBatches(self.rendered, sampler, batch_size, drop_last, device)
 
 
 class _RenderedBatches:
     """Batches drawn in a sampler's order."""
 
-    def __init__(self, rendered: RenderedBatches, keys: BatchSampler, device: torch.device):
-        self.rendered, self.keys, self.device = rendered, keys, device
+    def __init__(self, rendered: RenderedBatches, sampler: EpochSampler, batch_size: int, drop_last: bool,
+                 device: torch.device):
+        self.rendered, self.device = rendered, device
+        self.keys: Any = BatchSampler(sampler, batch_size, drop_last)   # type: ignore[arg-type]   # of any sampler
 
     def __len__(self) -> int:
         return len(self.keys)

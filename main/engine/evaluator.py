@@ -54,7 +54,7 @@ class Evaluator:
 
         None if `stopped`, which all processes ask before each batch, told all of them to leave off.
         """
-        faults = {}
+        faults: dict[int, int] = {}
         for batch in self._batches():
             if stopped():
                 return None
@@ -146,7 +146,7 @@ def write_samples(path: Path, tally: Tally, sample_id: Callable[[int], str]) -> 
     """Write a row for each sample (`Tally.samples`) as an .npz file: one array for each column, besides `image`, the
     samples' names, and `protocols`, the names of the second axis."""
     samples = tally.samples()
-    columns = {name: samples[name] for name in samples.dtype.names if name != "recording"}
+    columns: dict[str, Any] = {name: samples[name] for name in samples.dtype.names or () if name != "recording"}
     columns["image"] = np.array([sample_id(index) for index in samples["index"].tolist()])
     columns["recording"] = np.array(list(tally.recordings))[samples["recording"]]
     columns["protocols"] = np.array([protocol.name for protocol in tally.protocols])

@@ -18,7 +18,7 @@ from common.mano.model import HandModel
 from common.types import TwoHands
 from common.view.meshes import hand_params, write_obj
 from common.view.overlay import PAPER_COLOR, draw_hands, side_view
-from data.frames import Photo
+from data.frames.folder import Photo
 
 MAX_OVERLAY_SIDE = 2048     # larger photographs are shrunk for their overlay
 TILE = 512                  # pixels of a side view and of each tile of a panel

@@ -128,8 +128,8 @@ class Trainer:
 
     def _end_epoch(self, stop: StopRequest, stopped: int) -> Outcome | None:
         score = None
-        if self._validates():
-            stopped, score = self._validate(stop)
+        if self.validation is not None and self._validates():
+            stopped, score = self._validate(self.validation, stop)
             if stopped:
                 return Outcome.of_signal(stopped)
         self.progress.end_epoch(score)
@@ -148,7 +148,8 @@ class Trainer:
         """Put the mean gradient of the next step's batches into the parameters."""
         self.optimizer.zero_grad(set_to_none=True)
         count = min(self.settings.accumulate, self.batches_per_epoch - self.progress.batch)
-        scalars, indices, faults = [], [], {}
+        scalars, indices = [], []
+        faults: dict[int, int] = {}
         for number in range(1, count + 1):
             start = time.perf_counter()
             batch, found, is_blank = next(batches)
@@ -166,7 +167,8 @@ class Trainer:
 
     def unshared_gradients(self) -> AbstractContextManager:
         """Processes exchange the gradients of a step once, with its last batch."""
-        return self.parallel.no_sync() if self.process.world_size > 1 else nullcontext()
+        parallel = self.parallel
+        return parallel.no_sync() if isinstance(parallel, nn.parallel.DistributedDataParallel) else nullcontext()
 
     def backward(self, batch: TwoHandBatch, share: float = 1.0) -> dict[str, Tensor]:
         """Add `share` of the gradient of the batch's loss. Its terms (`loss/…`) and the other scalars to log."""
@@ -226,11 +228,11 @@ class Trainer:
         return self.validation is not None and (
             done % self.settings.validate_every == 0 or done == self.settings.epochs)
 
-    def _validate(self, stop: StopRequest) -> tuple[int, float | None]:
+    def _validate(self, validation: Validation, stop: StopRequest) -> tuple[int, float | None]:
         """The signal that cut it short, 0 for none, and the MPJPE in mm: the same in every process. No random state is
         moved."""
         self.process.spread_buffers(self.model)
-        evaluator = self.validation(self.model.eval(), self.mean_joints)
+        evaluator = validation(self.model.eval(), self.mean_joints)
         if evaluator.run(lambda: self._stop_signal(stop) > 0) is None:
             return self._stop_signal(stop), None
         scores, epoch, best = evaluator.scores(), self.progress.epoch, self.progress.best

@@ -131,7 +131,7 @@ def choose_devices(gpu: str | None, available: int) -> list[torch.device]:
 def _gpu_indices(gpu: str, existing: str) -> list[int]:
     if not re.fullmatch(r"\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*", gpu, flags=re.ASCII):
         raise UserError(f"--gpu '{gpu}' is not a list of devices.", f"{GPU_FORMS} {existing}")
-    indices = []
+    indices: list[int] = []
     for part in gpu.split(","):
         first, _, last = part.partition("-")
         if last and int(last) < int(first):

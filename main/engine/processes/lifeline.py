@@ -116,12 +116,12 @@ class Lifeline:
         if is_broken:
             self._broken.add(rank)
             time.sleep(_GRACE)
-            hanging = [peer for peer in self._peers if peer.rank not in self._broken]
+            hanging = [str(peer) for peer in self._peers if peer.rank not in self._broken]
             if 0 not in self._broken:
                 hanging.append("Process 0")
             if hanging:
                 code, text = EXIT_ENVIRONMENT, (
-                    f"error: {', '.join(map(str, hanging))} did not take part in a step that the others waited for "
+                    f"error: {', '.join(hanging)} did not take part in a step that the others waited for "
                     f"until their time ran out: does it hang? {RERUN}")
         self._end_all(code, text)
 

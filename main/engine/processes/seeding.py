@@ -17,10 +17,10 @@ def seed_everything(seed: int, rank: int) -> None:
 
 def random_state() -> dict[str, Any]:
     """The state of all generators of this process, as tensors and plain values."""
-    _, keys, *position = np.random.get_state()
+    _, keys, *position = np.random.get_state(legacy=True)
     state = {
         "python": random.getstate(),
-        "numpy": (torch.from_numpy(keys.astype(np.int64)), *position),
+        "numpy": (torch.from_numpy(np.asarray(keys, dtype=np.int64)), *position),
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():

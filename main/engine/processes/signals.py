@@ -3,6 +3,7 @@
 import os
 import signal
 from types import FrameType
+from typing import Any
 
 
 class StopRequest:
@@ -12,9 +13,9 @@ class StopRequest:
     only a repeated SIGINT is taken for impatience.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.signal = 0     # number of the signal, 0 for none
-        self._previous = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -31,7 +31,8 @@ def code_revision() -> dict[str, Any]:
     `sources_sha256` tells two states apart in any case. `commit` is git's, None where git or its folder is missing;
     `changed` names the files (at most 20) that differ from that commit.
     """
-    revision = {"commit": _git("rev-parse", "HEAD"), "changed": [], "sources_sha256": sources_sha256(ROOT)}
+    revision: dict[str, Any] = {"commit": _git("rev-parse", "HEAD"), "changed": [],
+                                "sources_sha256": sources_sha256(ROOT)}
     if revision["commit"]:
         changes = _git("status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", "--", *_FOLDERS) or ""
         # Two letters and a space before each name; the first line may have lost a leading space.
@@ -39,10 +40,15 @@ def code_revision() -> dict[str, Any]:
     return revision
 
 
+def source_files(root: Path) -> list[Path]:
+    """All files that decide what a run does."""
+    return sorted({file for pattern in _SOURCES for file in root.glob(pattern)})
+
+
 def sources_sha256(root: Path) -> str:
     """Digest of the program's files and their names."""
     digest = hashlib.sha256()
-    for file in sorted({file for pattern in _SOURCES for file in root.glob(pattern)}):
+    for file in source_files(root):
         digest.update(f"{file.relative_to(root).as_posix()}\0".encode())
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()

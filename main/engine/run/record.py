@@ -178,9 +178,10 @@ def _decode(line: bytes, where: str) -> Start | End:
 
 def _rendering(root: Path) -> dict[str, Any] | None:
     """The settings of a rendered set, None for any other."""
+    settings = None
     with contextlib.suppress(UserError):
         settings = read_json(root / SETTINGS_FILE) if (root / SETTINGS_FILE).is_file() else None
-        return settings if isinstance(settings, dict) else None
+    return settings if isinstance(settings, dict) else None
 
 
 def _cpu_name() -> str:

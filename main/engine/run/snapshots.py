@@ -192,7 +192,9 @@ def _is_whole(path: Path) -> bool:
 
 def _progress(path: Path) -> tuple[int, float]:
     """Epoch and sample up to which a snapshot went; one of a whole epoch went past all of its samples."""
-    whole, epoch, sample = _NAME.fullmatch(path.name).groups()
+    name = _NAME.fullmatch(path.name)
+    assert name is not None, path
+    whole, epoch, sample = name.groups()
     return (int(epoch), int(sample)) if whole is None else (int(whole), float("inf"))
 
 
