@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from toy_scores import plain_result
 
 from common.errors import UserError
 from main.config import changes, config_to_dict
@@ -56,7 +57,7 @@ def test_a_result_of_another_budget_is_refused_and_one_of_this_is_kept(tmp_path)
     file.parent.mkdir(parents=True)
     run.samples.touch()
     for written, other in ((run, longer), (longer, run)):
-        file.write_text(json.dumps({"config": config_to_dict(written.config)}))
+        file.write_text(json.dumps(plain_result(config=config_to_dict(written.config))))
         table.refuse_other_result(written)
         with pytest.raises(UserError, match="train.epochs"):
             table.refuse_other_result(other)
@@ -69,7 +70,7 @@ def test_a_result_from_before_an_option_existed_is_kept_while_the_option_has_its
     run.samples.touch()
     config = config_to_dict(run.config)
     del config["data"]["more_roots"]
-    file.write_text(json.dumps({"config": config}))
+    file.write_text(json.dumps(plain_result(config=config)))
     table.refuse_other_result(run)
     with pytest.raises(UserError, match="data.more_roots"):
         table.refuse_other_result(run_of(tmp_path, overrides=["data.more_roots=[another]"]))
@@ -81,7 +82,7 @@ def test_the_difference_to_the_full_model_is_of_means_over_joints_and_sure_where
     hard = np.array([10.0, 10.0, 90.0, 50.0])
     for run, offset in zip(runs, (2.0, 0.0), strict=True):
         run.samples.parent.mkdir(parents=True)
-        (run.samples.parent / "metrics.json").write_text('{"protocol": "lgnet"}')
+        (run.samples.parent / "metrics.json").write_text(json.dumps(plain_result()))
         error = np.stack([np.full((4, 2), np.nan), np.stack([hard + offset, np.full(4, np.nan)], axis=1)], axis=1)
         np.savez(run.samples, protocols=np.array(["eanet", "lgnet"]), recording=np.array(["a", "a", "b", "c"]),
                  mpjpe=error, joints_n=np.where(np.isnan(error), 0, 21).astype(np.int8))

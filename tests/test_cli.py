@@ -77,7 +77,7 @@ def test_testing_prints_and_writes_the_same_numbers(run, trained):
     stored = json.loads((trained / "result" / "metrics.json").read_text())
     assert code == 0
     assert f"MPJPE for all hand sequences: {stored['protocols']['lgnet']['mpjpe']:.2f} mm" in text
-    assert f"Rough mesh: MPJPE {stored['rough']['mpjpe']:.2f} mm" in text
+    assert f"Coarse mesh: MPJPE {stored['rough']['mpjpe']:.2f} mm" in text
     assert stored["config"]["model"]["channels"] == 32
     assert stored["data"]["split"] == "test"
     digest = (trained / "model_dump" / "snapshot_1.pth.tar.sha256").read_text().split()[0]

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 from toy_hands import ONE_HOT, SIDES, random_hands, toy_truth
+from toy_scores import plain_scores
 
 from common.errors import UserError
 from common.hands import Hand, mirror_points, mirror_rotations
@@ -227,7 +228,7 @@ def test_the_table_of_the_curve_holds_what_is_drawn(written):
     np.testing.assert_allclose(table["threshold_mm"], THRESHOLDS)
     np.testing.assert_allclose(table["share"], curve.share)
     assert 100 / 50 * np.trapezoid(table["share"], table["threshold_mm"]) == pytest.approx(
-        tally.summary()["protocols"]["lgnet"]["auc_200"])
+        plain_scores(tally)["protocols"]["lgnet"]["auc_200"])
 
 
 def test_the_tables_of_bins_hold_what_metrics_json_says(written):

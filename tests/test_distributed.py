@@ -25,6 +25,7 @@ import main.engine.processes.launch as launch_module
 import main.engine.processes.lifeline as lifeline_module
 import main.engine.run.folder as folder_module
 from common.errors import EXIT_ENVIRONMENT, UserError
+from common.score.scores import plain
 from data.dataset import EpochSampler
 from main.engine.processes.launch import Process, check_devices, choose_devices, launch, own_device
 from main.engine.processes.lifeline import Lifeline
@@ -62,14 +63,14 @@ def test_processes_score_an_odd_number_of_samples_like_one(test_dataset, hand_mo
 
     def worker(process: Process) -> int:
         scores = scores_of(evaluator(test_dataset, predict, process=process, batch_size=2))
-        (tmp_path / f"scores_{process.rank}.json").write_text(json.dumps(scores))
+        (tmp_path / f"scores_{process.rank}.json").write_text(json.dumps(plain(scores)))
         return 0
 
     assert [end.code for end in run_group(worker, tmp_path, size=size)] == [0] * size
     expected = scores_of(evaluator(test_dataset, predict))
-    assert expected["counts"]["samples"] == 5
+    assert expected.counts.samples == 5
     for rank in range(size):
-        assert_same(json.loads((tmp_path / f"scores_{rank}.json").read_text()), expected)
+        assert_same(json.loads((tmp_path / f"scores_{rank}.json").read_text()), plain(expected))
 
 
 def test_processes_validate_the_model_that_is_saved(dataset, test_dataset, tmp_path):
@@ -81,7 +82,7 @@ def test_processes_validate_the_model_that_is_saved(dataset, test_dataset, tmp_p
     snapshot, model = last_snapshot(tmp_path), ToyHands()
     model.load_state_dict(snapshot.model)
     scores = scores_of(toy_evaluator(test_dataset, CPU, model.eval(), torch.zeros(2, 21, 3)))
-    assert snapshot.score == pytest.approx(scores["protocols"][scores["protocol"]]["mpjpe"], abs=1e-4)
+    assert snapshot.score == pytest.approx(scores.printed.mpjpe, abs=1e-4)
 
 
 # ---------------------------------------------------------------- another number of processes

@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 from toy_hands import assert_same
 from toy_training import CPU, toy_dataset, toy_trainer
 
 from common.errors import UserError
 from common.hands import joint_regressor
 from common.score.metrics import PROTOCOLS
+from common.score.scores import NetworkScores
 from common.score.tally import Tally
 from common.types import HandPrediction, Stages, TwoHandBatch
 from data.dataset import EpochSampler, mean_joints
@@ -75,20 +77,20 @@ def evaluator(dataset, predict, *, workers: int = 0, process: Process = CPU, sav
                      workers=workers, process=process, save=save)
 
 
-def scores_of(evaluator: Evaluator) -> dict:
+def scores_of(evaluator: Evaluator) -> NetworkScores:
     evaluator.run()
     return evaluator.scores()
 
 
 def test_the_truth_as_prediction_scores_zero_under_every_protocol(test_dataset, hand_model):
     scores = scores_of(evaluator(test_dataset, perfect(hand_model)))
-    for name, summary in scores["protocols"].items():
+    for name, found in scores.protocols.items():
         # The set's annotated joints have another middle fingertip than InterWild's.
-        assert summary["mpjpe"] < (1.0 if name == "interwild" else 1e-3)
-        assert max(summary[metric] or 0 for metric in ("mpvpe", "mrrpe")) < 1e-3
-    assert max(scores["rough"].values()) < 1e-3
-    assert scores["baseline"]["mean_pose"]["mpjpe"] > 10
-    assert scores["counts"]["samples"] == 6
+        assert found.mpjpe < (1.0 if name == "interwild" else 1e-3)
+        assert max(found.mpvpe or 0, found.mrrpe or 0) < 1e-3
+    assert max(scores.rough.mpjpe, scores.rough.mpvpe) < 1e-3
+    assert scores.baseline.mean_pose.mpjpe > 10
+    assert scores.counts.samples == 6
 
 
 def test_scores_do_not_depend_on_batch_size_loader_or_order(test_dataset, hand_model):
@@ -152,9 +154,10 @@ def test_the_chosen_protocol_is_printed_and_followed(test_dataset, hand_model, t
     with caplog.at_level("INFO"):
         report(scores, {"data": {"filter": "all"}}, tmp_path)
     name = "lgnet" if protocol == "dir" else protocol
-    assert scores["protocol"] == name and scores["counts"] == scores["protocols"][name]["counts"] | {"unusable": 0}
-    assert scores["rough"]["mpjpe"] == pytest.approx(scores["protocols"][name]["mpjpe"], abs=1e-9)
-    assert f"{scores['protocols'][name]['mpjpe']:.2f} mm" in caplog.text
+    assert scores.protocol == name and scores.printed is scores.protocols[name]
+    assert scores.counts == structs.replace(scores.printed.counts, unusable=0)
+    assert scores.rough.mpjpe == pytest.approx(scores.printed.mpjpe, abs=1e-9)
+    assert f"{scores.printed.mpjpe:.2f} mm" in caplog.text
     assert ("RRVE" in caplog.text) == (name == "interwild")
     assert f"The authors of '{name}' score the set" in caplog.text
 
@@ -179,9 +182,9 @@ def test_samples_that_cannot_be_used_are_named_counted_and_fail_the_test(hand_mo
     with caplog.at_level("INFO"):
         scores = scores_of(evaluator(dataset, perfect(hand_model)))
         assert report(scores, {}, tmp_path) == 4
-    assert scores["counts"]["unusable"] == 1 and str(broken) in caplog.text
-    assert scores["protocols"]["lgnet"]["counts"]["mpjpe"] == 5 * 42
-    assert scores["protocols"]["lgnet"]["mpjpe"] < 1e-3
+    assert scores.counts.unusable == 1 and str(broken) in caplog.text
+    assert scores.printed.counts.mpjpe == 5 * 42
+    assert scores.printed.mpjpe < 1e-3
 
 
 def test_the_dump_holds_a_row_for_each_sample(test_dataset, hand_model, tmp_path):
@@ -192,10 +195,10 @@ def test_the_dump_holds_a_row_for_each_sample(test_dataset, hand_model, tmp_path
     assert dump["protocols"].tolist() == list(PROTOCOLS)
     assert dump["image"].tolist() == [test_dataset.reader.sample_id(index) for index in range(6)]
     assert all(image.startswith(recording) for image, recording in zip(dump["image"], dump["recording"], strict=True))
-    means = tested.scores()["protocols"]["lgnet"]
-    assert dump["mpjpe"][:, 0].mean() == pytest.approx(means["mpjpe"], rel=1e-6)
-    assert dump["mpvpe"][:, 0].mean() == pytest.approx(means["mpvpe"], rel=1e-6)
-    assert dump["mrrpe"][:, 0].mean() == pytest.approx(means["mrrpe"], rel=1e-6)
+    means = tested.scores().printed
+    assert dump["mpjpe"][:, 0].mean() == pytest.approx(means.mpjpe, rel=1e-6)
+    assert dump["mpvpe"][:, 0].mean() == pytest.approx(means.mpvpe, rel=1e-6)
+    assert dump["mrrpe"][:, 0].mean() == pytest.approx(means.mrrpe, rel=1e-6)
 
 
 def test_an_unknown_protocol_names_those_that_exist(dataset, hand_model):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from fixtures_interhand import write_interhand
+from toy_scores import plain_scores
 from toy_training import CPU, SIZE, ToyHands
 
 from common.errors import UserError
@@ -18,6 +19,7 @@ from common.exchange.predictions import Origin, PredictionFile, PredictionWriter
 from common.hands import INTERHAND21, MANO21, WRIST, Hand, joint_regressor
 from common.mano.model import HandModel
 from common.score.metrics import PROTOCOLS
+from common.score.scores import plain
 from common.types import ManoParams, Stages, TwoHandBatch
 from data import build_reader
 from data.dataset import TwoHandDataset, mean_joints
@@ -54,8 +56,8 @@ def score(path: Path, root: Path, *overrides: str, allow_missing: bool = False) 
     config = evaluate.configure(file, [f"data.root={root}", "data.workers=0", *overrides])
     dataset = evaluate.open_dataset(file, config)
     rows = evaluate.join(file, dataset.reader, allow_missing=allow_missing)
-    return evaluate.score(file, rows, dataset, config, BadSamples(dataset.reader, CPU)).summary(
-        allow_missing=allow_missing)
+    tally = evaluate.score(file, rows, dataset, config, BadSamples(dataset.reader, CPU))
+    return plain_scores(tally, allow_missing=allow_missing)
 
 
 def truth(root: Path, hand_model: HandModel) -> dict[str, np.ndarray]:
@@ -116,7 +118,7 @@ def saved(tmp_path: Path, root: Path, hand_model: HandModel) -> tuple[Path, dict
     evaluator.run()
     writer.close()
     join_parts(path, 1, Origin("InterHand26M", "test", hand_model.identity), data.reader.sample_id)
-    return path, evaluator.scores()
+    return path, plain(evaluator.scores())
 
 
 def test_a_saved_file_scores_as_the_test_run_under_every_protocol(monkeypatch, saved, root):

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,7 @@ from toy_hands import (
     toy_targets,
     toy_truth,
 )
+from toy_scores import plain_protocol
 
 from common.errors import UserError
 from common.hands import MANO21, MIDDLE_MCP, WRIST, Hand, joint_regressor, mirror_points, mirror_relative
@@ -37,9 +39,9 @@ from common.score.metrics import (
     sample_errors,
     sample_sums,
     scale_to_truth,
-    summarise,
     unpack,
 )
+from common.score.scores import ProtocolScores
 
 LGNET, INTERWILD = PROTOCOLS["lgnet"], PROTOCOLS["interwild"]
 MCP_UNSCALED = replace(PROTOCOLS["intaghand"], name="mcp", scaled=False)
@@ -59,7 +61,11 @@ def table_of(protocol: Protocol, *errors: SampleErrors, kind: int = 2, pck: PckO
 
 
 def summary_of(protocol: Protocol, *errors: SampleErrors) -> dict:
-    return summarise(protocol, table_of(protocol, *errors))
+    return plain_protocol(protocol, table_of(protocol, *errors))
+
+
+def lines_of(protocol: Protocol, summary: dict) -> list[str]:
+    return report_lines(protocol, msgspec.convert(summary, ProtocolScores))
 
 
 # ---------------------------------------------------------------- the toy pair
@@ -360,13 +366,13 @@ def test_the_exact_area_under_the_curve_takes_no_thresholds():
 
 @pytest.mark.parametrize(("strict", "area"), [(False, 56.0302), (True, 55.9799)])
 def test_the_area_by_trapezoids_follows_the_comparison(strict: bool, area: float):
-    summary = summarise(LGNET, table_of(LGNET, FIVE, pck=PckOptions(strict=strict)))
+    summary = plain_protocol(LGNET, table_of(LGNET, FIVE, pck=PckOptions(strict=strict)))
     assert summary["auc_200"] == pytest.approx(area, abs=5e-5)
     assert summary["auc"] == pytest.approx(56.0, abs=1e-12)
 
 
 def test_leaving_out_the_root_takes_its_zeros_from_the_curve():
-    with_root, without = (summarise(LGNET, table_of(LGNET, errors_of(LGNET), pck=PckOptions(exclude_root=leave)))
+    with_root, without = (plain_protocol(LGNET, table_of(LGNET, errors_of(LGNET), pck=PckOptions(exclude_root=leave)))
                           for leave in (False, True))
     assert 100 - without["auc"] == pytest.approx(1.05 * (100 - with_root["auc"]), abs=1e-9)
     assert without["mpjpe"] == with_root["mpjpe"]
@@ -374,7 +380,7 @@ def test_leaving_out_the_root_takes_its_zeros_from_the_curve():
 
 def test_a_perfect_prediction_has_the_whole_area_unless_zero_counts_as_outside():
     perfect = errors_of(LGNET, toy_hands(toy_truth()))
-    loose, strict = (summarise(LGNET, table_of(LGNET, perfect._replace(joints=np.zeros((1, 2, 21))),
+    loose, strict = (plain_protocol(LGNET, table_of(LGNET, perfect._replace(joints=np.zeros((1, 2, 21))),
                                                pck=PckOptions(strict=strict))) for strict in (False, True))
     assert loose["auc"] == loose["auc_200"] == 100
     assert strict["auc"] == 100 and strict["auc_200"] == pytest.approx(100 - 50 / 199, abs=1e-9)
@@ -385,30 +391,30 @@ def test_groups_follow_the_annotated_hands():
     for column in (single.joints, single.vertices, single.scale):
         column[:, Hand.LEFT] = np.nan
     single.relative[:] = np.nan
-    summary = summarise(LGNET, table_of(LGNET, errors_of(LGNET)) + table_of(LGNET, single, kind=1))
+    summary = plain_protocol(LGNET, table_of(LGNET, errors_of(LGNET)) + table_of(LGNET, single, kind=1))
     groups = summary["groups"]
     assert [groups[name]["samples"] for name in ("all", "single", "interacting")] == [2, 1, 1]
     assert groups["single"]["mpjpe"] == pytest.approx(4.517635, abs=1e-5)
     assert groups["interacting"]["mpjpe"] == pytest.approx(5.038972, abs=1e-5)
     assert groups["single"]["mrrpe"] is None
-    assert summary["counts"] == {"samples": 2, "mpjpe": 63, "mpvpe": 3, "mrrpe": 1}
+    assert {"samples": 2, "mpjpe": 63, "mpvpe": 3, "mrrpe": 1}.items() <= summary["counts"].items()
 
 
 def test_an_empty_set_scores_nothing_and_says_so():
-    summary = summarise(LGNET, np.zeros_like(table_of(LGNET, errors_of(LGNET))))
+    summary = plain_protocol(LGNET, np.zeros_like(table_of(LGNET, errors_of(LGNET))))
     assert summary["mpjpe"] is None and summary["mrrpe"] is None and summary["counts"]["samples"] == 0
-    assert "MPJPE for all hand sequences: nothing to score" in report_lines(summary)
+    assert "MPJPE for all hand sequences: nothing to score" in lines_of(LGNET, summary)
 
 
 def test_the_lines_are_the_usual_ones():
     mesh_error = errors_of(LGNET)._replace(vertices=np.array([[2.274450, 3.284713]]))
-    assert report_lines(summary_of(LGNET, mesh_error)) == [
+    assert lines_of(LGNET, summary_of(LGNET, mesh_error)) == [
         "MPJPE for all hand sequences: 5.04 mm", "MPJPE for single hand sequences: nothing to score",
         "MPJPE for interacting hand sequences: 5.04 mm", "MPVPE for all hand sequences: 2.78 mm",
         "MPVPE for single hand sequences: nothing to score", "MPVPE for interacting hand sequences: 2.78 mm",
         "MRRPE: 15.00 mm"]
-    assert report_lines(summary_of(INTERWILD, errors_of(INTERWILD)))[-1].startswith("RRVE: ")
-    assert not any("MPVPE" in line for line in report_lines(summary_of(PROTOCOLS["internet"], FIVE)))
+    assert lines_of(INTERWILD, summary_of(INTERWILD, errors_of(INTERWILD)))[-1].startswith("RRVE: ")
+    assert not any("MPVPE" in line for line in lines_of(PROTOCOLS["internet"], summary_of(PROTOCOLS["internet"], FIVE)))
 
 
 @every_protocol

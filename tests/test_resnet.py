@@ -132,8 +132,8 @@ def stored_backbone(path: Path) -> dict[str, torch.Tensor]:
     return {name.removeprefix("backbone."): tensors[name] for name in tensors if name.startswith("backbone.")}
 
 
-def test_the_shipped_backbone_is_what_the_quickstart_starts_from(hand_model, caplog):
-    config = load_config("quickstart")
+def test_the_shipped_backbone_is_what_small_yaml_starts_from(hand_model, caplog):
+    config = load_config("small")
     shipped = stored_backbone(ROOT / config.model.pretrained)
     with caplog.at_level(logging.INFO):
         model = build_model(config.model, hand_model)

@@ -9,11 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import UNSET
 from toy_hands import ONE_HOT, assert_same, random_hands
+from toy_scores import plain_protocol, plain_result, plain_scores
 
 from common.errors import UserError
 from common.hands import INTERWILD_TIP_VERTICES, MIDDLE_MCP, MODEL16, TIP_VERTICES, WRIST, Hand
-from common.score.metrics import NUM_SUMS, PROTOCOLS, THRESHOLDS, PckOptions, PredictedHands, summarise, unpack
+from common.score.metrics import NUM_SUMS, PROTOCOLS, THRESHOLDS, PckOptions, PredictedHands, unpack
+from common.score.scores import read_result
 from common.score.tally import Scorer, Tally
 from common.types import Targets
 
@@ -56,7 +59,7 @@ def case() -> tuple[Targets, PredictedHands]:
 
 @pytest.fixture(scope="module")
 def whole(case) -> dict:
-    return scored(*case, list(range(SIZE))).summary()
+    return plain_scores(scored(*case, list(range(SIZE))))
 
 
 # ---------------------------------------------------------------- against all rows at once, in numpy
@@ -143,14 +146,14 @@ cuts = st.lists(st.integers(1, SIZE - 1), max_size=4, unique=True).map(sorted)
 @given(order=orders, cuts=cuts)
 def test_order_and_batches_change_nothing(case, whole, order, cuts):
     batches = [part.tolist() for part in np.split(np.array(order), cuts)]
-    assert_same(scored(*case, *batches).summary(), whole)
+    assert_same(plain_scores(scored(*case, *batches)), whole)
 
 
 @settings(max_examples=10, deadline=None)
 @given(order=orders, ranks=st.integers(2, 4))
 def test_processes_merge_to_the_scores_of_one(case, whole, order, ranks):
     parts = [scored(*case, *([index] for index in order[rank::ranks])) for rank in range(ranks)]
-    assert_same(Tally.merged(parts).summary(), whole)
+    assert_same(plain_scores(Tally.merged(parts)), whole)
 
 
 def test_merging_keeps_the_rows_of_every_process(case):
@@ -174,8 +177,8 @@ def test_merging_adds_up_what_failed_and_what_is_missing(case):
     broken[[1, 2, 4]] = torch.nan
     predicted[[3, 6, 8, 9], 0] = False
     hands = hands._replace(vertices=broken, predicted=predicted)
-    counts = Tally.merged([scored(targets, hands, list(range(rank, 20, 2))) for rank in range(2)]).summary(
-        allow_missing=True)["counts"]
+    tally = Tally.merged([scored(targets, hands, list(range(rank, 20, 2))) for rank in range(2)])
+    counts = plain_scores(tally, allow_missing=True)["counts"]
     assert (counts["not_finite"], counts["missing_hands"], counts["missing"], counts["samples"]) == (3, 4, 10, 20)
 
 
@@ -191,8 +194,8 @@ def test_merging_leaves_the_parts_as_they_were(case):
 
 def test_a_sample_that_comes_twice_counts_once(case, whole):
     order = [*range(SIZE), 4, 0, 4]
-    assert_same(scored(*case, order).summary(), whole)
-    assert_same(scored(*case, order[:10], order[5:]).summary(), whole)
+    assert_same(plain_scores(scored(*case, order)), whole)
+    assert_same(plain_scores(scored(*case, order[:10], order[5:])), whole)
 
 
 def test_a_sample_that_two_processes_scored_is_our_mistake(case):
@@ -206,7 +209,7 @@ def test_a_set_that_is_there_twice_has_the_same_means(case, whole):
     double = [i % SIZE for i in range(2 * SIZE)]
     tally = scored(take(targets, double), take(hands, double), list(range(2 * SIZE)), size=2 * SIZE,
                    sample_id=lambda index: sample_id(index % SIZE))
-    twice = tally.summary()
+    twice = plain_scores(tally)
     for name, scores in twice["protocols"].items():
         assert_same({key: value for key, value in scores.items() if key in ("mpjpe", "mpvpe", "mrrpe", "auc", "rrve",
                                                                             "interval_95", "mean_scale")},
@@ -220,8 +223,8 @@ def test_a_set_that_is_there_twice_has_the_same_means(case, whole):
 def test_missing_samples_fail_unless_they_are_allowed(case):
     tally = scored(*case, list(range(20)))
     with pytest.raises(UserError, match=r"10 of 30 samples have no prediction \(the first is number 20\)"):
-        tally.summary()
-    allowed = tally.summary(allow_missing=True)
+        plain_scores(tally)
+    allowed = plain_scores(tally, allow_missing=True)
     assert (allowed["counts"]["samples"], allowed["counts"]["missing"]) == (20, 10)
 
 
@@ -231,8 +234,8 @@ def test_hands_that_are_not_predicted_fail_unless_they_are_allowed(case):
     predicted[[5, 12], 1] = False           # the left hand of 12 is not annotated: nobody misses it
     tally = scored(targets, hands._replace(predicted=predicted), list(range(SIZE)))
     with pytest.raises(UserError, match="1 annotated hands of the others have none"):
-        tally.summary()
-    allowed, full = tally.summary(allow_missing=True), scored(*case, list(range(SIZE))).summary()
+        plain_scores(tally)
+    allowed, full = plain_scores(tally, allow_missing=True), plain_scores(scored(*case, list(range(SIZE))))
     assert allowed["counts"]["missing_hands"] == 1
     assert allowed["protocols"]["lgnet"]["counts"]["mpjpe"] == full["protocols"]["lgnet"]["counts"]["mpjpe"] - 21
 
@@ -242,7 +245,7 @@ def test_samples_that_are_not_finite_are_counted_and_never_improve_a_mean(case, 
     targets, hands = case
     broken = getattr(hands, field).clone()
     broken[9].view(-1)[0] = torch.nan
-    summary = scored(targets, hands._replace(**{field: broken}), list(range(SIZE))).summary()
+    summary = plain_scores(scored(targets, hands._replace(**{field: broken}), list(range(SIZE))))
     for name, scores in summary["protocols"].items():
         spoiled = {"vertices": "mpjpe", "relative": "mrrpe"}[field]
         assert scores["counts"]["not_finite"] == 1
@@ -256,8 +259,8 @@ def test_what_a_model_says_of_hands_it_was_not_asked_about_is_no_failure(case):
     broken[9, 0] = torch.nan
     predicted = torch.ones(SIZE, 2, dtype=torch.bool)
     predicted[9, 0] = False
-    summary = scored(targets, hands._replace(vertices=broken, predicted=predicted), list(range(SIZE))).summary(
-        allow_missing=True)
+    hands = hands._replace(vertices=broken, predicted=predicted)
+    summary = plain_scores(scored(targets, hands, list(range(SIZE))), allow_missing=True)
     assert summary["counts"]["not_finite"] == 0 and math.isfinite(summary["protocols"]["lgnet"]["mpjpe"])
 
 
@@ -265,7 +268,7 @@ def test_a_set_that_annotates_nothing_scores_nothing(case):
     targets, hands = case
     empty = targets._replace(**{name: torch.zeros_like(getattr(targets, name)) for name in Targets._fields
                                 if name.endswith("_valid")})
-    summary = scored(empty, hands, list(range(SIZE))).summary()
+    summary = plain_scores(scored(empty, hands, list(range(SIZE))))
     text = json.dumps(summary, allow_nan=False)
     for scores in summary["protocols"].values():
         assert scores["mpjpe"] is scores["mrrpe"] is scores["auc"] is scores["mean_scale"] is None
@@ -276,6 +279,23 @@ def test_a_set_that_annotates_nothing_scores_nothing(case):
 
 def test_scores_are_plain_json(whole):
     assert json.loads(json.dumps(whole, allow_nan=False)) == whole
+
+
+def test_a_result_is_read_as_it_was_written(tmp_path):
+    (tmp_path / "metrics.json").write_text(json.dumps(plain_result(12.5, config={"output": "here"}) | {"epoch": 3}))
+    result = read_result(tmp_path / "metrics.json")
+    assert (result.printed.mpjpe, result.config, result.counts.unusable) == (12.5, {"output": "here"}, 0)
+    assert result.printed.rrve is UNSET and result.protocols["interwild"].rrve is None
+
+
+@pytest.mark.parametrize(("text", "said"), [("{", "truncated"), ("{}", "missing required field `protocols`"),
+                                            (None, "No such file")])
+def test_what_is_no_result_is_refused_by_name(tmp_path, text: str | None, said: str):
+    path = tmp_path / "metrics.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=f"(?s){path} is not what test.py writes: .*{said}"):
+        read_result(path)
 
 
 # ---------------------------------------------------------------- recordings and intervals
@@ -306,7 +326,7 @@ def vertex_table(errors: np.ndarray) -> np.ndarray:
 def interval(errors: np.ndarray, seed: int = 0) -> list[float]:
     groups = len(errors)
     resamples = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), 1000).astype(float)
-    return summarise(PROTOCOLS["lgnet"], vertex_table(errors), resamples)["interval_95"]["mpvpe"]
+    return plain_protocol(PROTOCOLS["lgnet"], vertex_table(errors), resamples)["interval_95"]["mpvpe"]
 
 
 def test_the_interval_of_a_mean_has_the_width_of_the_normal_one():
@@ -331,12 +351,12 @@ def test_frames_of_a_recording_are_not_taken_for_independent_ones():
 
 
 def test_one_recording_has_no_interval(case):
-    summary = scored(*case, list(range(SIZE)), sample_id=lambda index: "a/b/c/d.jpg").summary()
+    summary = plain_scores(scored(*case, list(range(SIZE)), sample_id=lambda index: "a/b/c/d.jpg"))
     assert summary["protocols"]["lgnet"]["interval_95"] is None and summary["counts"]["recordings"] == 1
 
 
 def test_intervals_are_the_same_each_time_and_hold_the_mean(case, whole):
-    assert scored(*case, list(range(SIZE))).summary() == whole
+    assert plain_scores(scored(*case, list(range(SIZE)))) == whole
     for scores in whole["protocols"].values():
         for figure, (low, high) in ((key, pair) for key, pair in scores["interval_95"].items() if pair):
             assert low <= scores[figure] <= high

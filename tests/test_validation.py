@@ -4,14 +4,17 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from forks import run_in_fork
 from process_group import run_group
 from test_engine import perfect
+from toy_scores import plain_result
 from toy_training import SHORT, ToyHands, assert_same_end, resumed, toy_dataset, toy_evaluator, toy_trainer
 
 from common.errors import UserError
+from common.score.scores import NetworkScores
 from data.dataset import EpochSampler
 from data.subset import EvenSubset, spread_evenly
 from main.config import DataConfig, TrainConfig
@@ -35,8 +38,8 @@ class Canned:
     def run(self, stopped) -> "Canned | None":
         return None if stopped() else self
 
-    def scores(self) -> dict:
-        return {"protocol": "lgnet", "protocols": {"lgnet": {"mpjpe": self.score}}, "counts": {"samples": 6}}
+    def scores(self) -> NetworkScores:
+        return msgspec.convert(plain_result(self.score), NetworkScores)
 
 
 def scoring(trainer: Trainer, scores: Iterator[float | None]) -> Trainer:
@@ -77,7 +80,7 @@ def test_the_score_is_that_of_a_test_of_the_snapshot(dataset, few, tmp_path):
     model.load_state_dict(snapshot.model)
     tested = toy_evaluator(few, Process(torch.device("cpu")), model.eval(), torch.zeros(2, 21, 3))
     tested.run()
-    assert snapshot.score == tested.scores()["protocols"]["lgnet"]["mpjpe"]
+    assert snapshot.score == tested.scores().printed.mpjpe
 
 
 @pytest.mark.parametrize(("every", "epochs", "expected"), [(1, 3, [0, 1, 2]), (2, 3, [1, 2]), (5, 3, [2])])
@@ -175,7 +178,7 @@ def test_a_part_of_the_set_is_scored(data_root, hand_model, tmp_path):
     tested = Evaluator(perfect(hand_model), part, torch.zeros(2, 21, 3), settings=settings(batch_size=4), workers=0,
                        process=Process(torch.device("cpu")))
     tested.run()
-    assert tested.scores()["counts"]["samples"] == 4
+    assert tested.scores().counts.samples == 4
 
 
 @pytest.mark.parametrize(("config", "values", "named"), [
@@ -210,7 +213,7 @@ def test_several_processes_agree_on_the_best(dataset, test_dataset, tmp_path):
     alone = toy_evaluator(test_dataset, Process(torch.device("cpu")), model.eval(), torch.zeros(2, 21, 3))
     alone.run()
     # Batches of other sizes round otherwise.
-    assert alone.scores()["protocols"]["lgnet"]["mpjpe"] == pytest.approx(snapshot.score, abs=1e-4)
+    assert alone.scores().printed.mpjpe == pytest.approx(snapshot.score, abs=1e-4)
 
 
 def test_a_stop_in_one_process_stops_the_validation_of_all(dataset, tmp_path):

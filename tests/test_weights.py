@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 from hostile_pickles import running_pickles
 from tiny_snapshot import save_tiny_snapshot
+from toy_scores import plain_result
 
 import common.weights
 from common.errors import UserError
@@ -126,9 +127,7 @@ def test_a_file_tells_how_its_weights_were_trained_and_measured(run, snapshot, t
     record = [start(0, {"samples": 80}), start(7, {"samples": 90})]
     (tmp_path / "run.jsonl").write_bytes(b"".join(msgspec.json.encode(entry) + b"\n" for entry in record))
     sha256 = load_snapshot(path)[1]
-    metrics = {"protocol": "lgnet", "checkpoint_sha256": sha256, "counts": {"samples": 5}, "rough": {}, "baseline": {},
-               "data": {}, "config": {"test": {"flip_test": True}},
-               "protocols": {"lgnet": {"mpjpe": 12.5, "mpvpe": 11.0, "mrrpe": 3.0, "interval_95": None}}}
+    metrics = plain_result(12.5, checkpoint_sha256=sha256, config={"test": {"flip_test": True}})
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
 
     words = ("tool/export_weights.py", path, tmp_path / "w.safetensors", "--metrics", tmp_path / "metrics.json")

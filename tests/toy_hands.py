@@ -2,6 +2,7 @@
 
 import math
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -102,7 +103,9 @@ def _rows() -> list[int]:
 
 def assert_same(one, other, tolerance: float = 1e-9) -> None:
     """Equal structures whose numbers agree to the tolerance."""
-    if isinstance(one, dict):
+    if isinstance(one, msgspec.Struct):
+        assert_same(msgspec.to_builtins(one), msgspec.to_builtins(other), tolerance)
+    elif isinstance(one, dict):
         assert one.keys() == other.keys()
         for key in one:
             assert_same(one[key], other[key], tolerance)

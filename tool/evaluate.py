@@ -15,7 +15,6 @@ import argparse
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +27,7 @@ from common.files import finite_or_none, sha256_of, write_json
 from common.mano.model import ManoLayer
 from common.score.metrics import PckOptions, PredictedHands, protocol_named, report_lines
 from common.score.plots import write_curves
+from common.score.scores import Scores, plain
 from common.score.tally import Scorer, Tally
 from data.dataset import TwoHandDataset
 from data.schema import Reader
@@ -50,13 +50,10 @@ def main() -> int:
     print(reader.summary)
     bad = BadSamples(reader, Process(torch.device("cpu")))
     tally = score(file, join(file, reader, allow_missing=args.allow_missing), dataset, config, bad)
-    scores = tally.summary(allow_missing=args.allow_missing)
+    scores = tally.scores(protocol, unusable=bad.reasons(), allow_missing=args.allow_missing)
 
     folder = args.output or args.file.with_name(f"{args.file.stem}_scores")
     facts = {
-        "protocol": protocol.name,
-        "counts": scores["protocols"][protocol.name]["counts"] | {"unusable": len(bad)},
-        "unusable": bad.reasons(),
         "curves": write_curves(tally, protocol, folder / "curves", config.test.bins),
         "data": {"name": file.origin.dataset, "split": file.origin.split, "root": Path(config.data.root).name,
                  "filter": config.data.filter, "box_source": config.data.box_source,
@@ -65,8 +62,8 @@ def main() -> int:
         "predictions": {"file": args.file.name, "sha256": sha256_of(args.file), "samples": len(file)},
         "test": asdict(config.test),
     }
-    write_json(folder / "metrics.json", finite_or_none(scores | facts))
-    return _report(scores | facts, folder)
+    write_json(folder / "metrics.json", finite_or_none(plain(scores) | facts))
+    return _report(scores, folder)
 
 
 def configure(file: PredictionFile, overrides: list[str]) -> Config:
@@ -140,19 +137,19 @@ def _hands(predictions: Predictions, layer: ManoLayer) -> PredictedHands:
     return PredictedHands(*(None if values is None else torch.from_numpy(values) for values in columns))
 
 
-def _report(scores: dict[str, Any], folder: Path) -> int:
-    name, counts = scores["protocol"], scores["counts"]
-    for line in report_lines(scores["protocols"][name]):
+def _report(scores: Scores, folder: Path) -> int:
+    counts = scores.counts
+    for line in report_lines(protocol_named(scores.protocol), scores.printed):
         print(line)
-    print(f"{counts['samples']} samples under the protocol '{name}'; all numbers are in {folder / 'metrics.json'}")
-    if counts["missing_hands"]:
-        print(f"Left out: {counts['missing_hands']} annotated hands that were not predicted.")
-    if counts["not_finite"]:
-        print(f"{counts['not_finite']} samples have predictions that are not finite.", file=sys.stderr)
-    if counts["unusable"]:
-        print(f"{counts['unusable']} samples cannot be used and are in no figure: {scores['unusable']}.",
-              file=sys.stderr)
-    return EXIT_SOME_FAILED if counts["not_finite"] or counts["unusable"] else EXIT_OK
+    print(f"{counts.samples} samples under the protocol '{scores.protocol}'; all numbers are in "
+          f"{folder / 'metrics.json'}")
+    if counts.missing_hands:
+        print(f"Left out: {counts.missing_hands} annotated hands that were not predicted.")
+    if counts.not_finite:
+        print(f"{counts.not_finite} samples have predictions that are not finite.", file=sys.stderr)
+    if counts.unusable:
+        print(f"{counts.unusable} samples cannot be used and are in no figure: {scores.unusable}.", file=sys.stderr)
+    return EXIT_SOME_FAILED if counts.not_finite or counts.unusable else EXIT_OK
 
 
 def _parse_args() -> argparse.Namespace:

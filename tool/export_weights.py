@@ -15,18 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.errors import EXIT_OK, UserError, run_entry_point
-from common.files import (
-    ROOT,
-    read_json,
-    stored_sha256,
-)
-from common.weights import (
-    VERSION,
-    WEIGHTS_SUFFIX,
-    Facts,
-    read_weights,
-    write_weights,
-)
+from common.files import ROOT, stored_sha256
+from common.score.scores import plain, read_result
+from common.weights import VERSION, WEIGHTS_SUFFIX, Facts, read_weights, write_weights
 from main.config import changed_config, config_from_dict, config_to_dict, refuse_changes
 from main.engine.run.provenance import portable
 from main.engine.run.record import RECORD_FILE, Start, read_record
@@ -94,21 +85,15 @@ def _training_before(start_from: str) -> dict[str, Any] | None:
 
 def measured(path: Path, sha256: str) -> dict[str, Any]:
     """The main figures of a metrics.json; UserError if it belongs to another snapshot than that with this SHA-256."""
-    metrics = read_json(path)
-    try:
-        name, tested = metrics["protocol"], metrics["checkpoint_sha256"]
-        final = metrics["protocols"][name]
-        found = {"protocol": name, "samples": metrics["counts"]["samples"], "rough": metrics["rough"],
-                 "baseline": metrics["baseline"], "data": metrics["data"]}
-        found["flip_test"] = metrics["config"]["test"].get("flip_test", False)      # results from before it have none
-        found |= {key: final[key] for key in ("mpjpe", "mpvpe", "mrrpe", "interval_95")}
-    except (KeyError, TypeError):
-        raise UserError(f"{path} is not what test.py writes.", "Test the snapshot: it writes result/metrics.json.") \
-            from None
-    if tested != sha256:
-        raise UserError(f"{path} is of another snapshot (sha256 {str(tested)[:12]} instead of {sha256[:12]}).",
-                        "Test this snapshot.")
-    return found
+    result = read_result(path)
+    if result.checkpoint_sha256 != sha256:
+        raise UserError(f"{path} is of another snapshot (sha256 {result.checkpoint_sha256[:12]} instead of "
+                        f"{sha256[:12]}).", "Test this snapshot.")
+    scores = result.printed
+    return {"protocol": result.protocol, "samples": result.counts.samples, "rough": plain(result.rough),
+            "baseline": plain(result.baseline), "data": result.data,
+            "flip_test": config_from_dict(result.config).test.flip_test, "mpjpe": scores.mpjpe, "mpvpe": scores.mpvpe,
+            "mrrpe": scores.mrrpe, "interval_95": scores.interval_95}
 
 
 def _parse_args() -> argparse.Namespace:

@@ -17,6 +17,7 @@ from pathlib import Path
 from common.errors import run_entry_point
 from common.files import ROOT
 from common.mano.load import load_hand_model
+from common.score.scores import read_result
 from common.weights import SHIPPED
 from data import build_reader
 from data.subset import spread_evenly
@@ -96,18 +97,17 @@ def choose_photos(config: Config, folder: Path) -> None:
 
 def print_summary(output: Path, shipped: Path, minutes: dict[str, float]) -> None:
     """What was measured, how long it took and where the pictures are."""
-    before = json.loads((shipped / "result" / "metrics.json").read_text())
-    metrics = json.loads((output / "result" / "metrics.json").read_text())
-    name = metrics["protocol"]
-    final, rough, baseline = metrics["protocols"][name], metrics["rough"], metrics["baseline"]["mean_pose"]["mpjpe"]
-    mrrpe = "none" if final["mrrpe"] is None else f"{final['mrrpe']:.2f}"       # no picture may show both hands
+    before, after = (read_result(folder / "result" / "metrics.json") for folder in (shipped, output))
+    mpjpe, mpvpe, mrrpe, coarse, shipped_mpjpe, mean_pose = (
+        "none" if value is None else f"{value:.2f}"             # no picture may show both hands
+        for value in (after.printed.mpjpe, after.printed.mpvpe, after.printed.mrrpe, after.rough.mpjpe,
+                      before.printed.mpjpe, after.baseline.mean_pose.mpjpe))
     spent = ", ".join(f"{step} {value:.1f}" for step, value in minutes.items())
     print(f"""
 Quickstart took {sum(minutes.values()):.1f} minutes ({spent}).
-Held-out rendered pictures, protocol '{name}', {metrics["counts"]["samples"]} samples, mm, lower is better:
-  MPJPE {final["mpjpe"]:.2f}   MPVPE {final["mpvpe"]:.2f}   MRRPE {mrrpe}
-  coarse mesh {rough["mpjpe"]:.2f}; the shipped weights {before["protocols"][name]["mpjpe"]:.2f}; the mean pose """
-          f"""{baseline:.2f}
+Held-out rendered pictures, protocol '{after.protocol}', {after.counts.samples} samples, mm, lower is better:
+  MPJPE {mpjpe}   MPVPE {mpvpe}   MRRPE {mrrpe}
+  coarse mesh {coarse}; the shipped weights {shipped_mpjpe}; the mean pose {mean_pose}
 Pictures: {output / "demo" / "panel"} (photograph, overlay, side view); meshes and parameters beside it""")
 
 

@@ -1,9 +1,9 @@
 """Scores of predicted hands, in millimetres, under the protocols of the papers that are compared.
 
 `sample_errors` measures a batch under one protocol. `sample_sums` turns each sample into a vector of sums and counts;
-vectors are added up, and every average, curve and interval is a function of such a sum (`summarise`). NaN marks what
-cannot be scored because the truth or the prediction is absent; a prediction that is not finite scores inf, so that it
-can never improve a mean.
+vectors are added up, and every average, curve and interval is a function of such a sum (`protocol_scores`). NaN marks
+what cannot be scored because the truth or the prediction is absent; a prediction that is not finite scores inf, so
+that it can never improve a mean.
 
 Legend: B batch · 2 the hand axis · 21 joints in MANO21 order · V vertices · F entries of a vector of sums.
 """
@@ -13,10 +13,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from msgspec import UNSET
 from torch import Tensor
 
 from common.errors import UserError
 from common.hands import INTERWILD_TIP_VERTICES, MANO21, MIDDLE_MCP, TIP_VERTICES, WRIST, Hand, joint_regressor
+from common.score.scores import Counts, GroupScores, HandScores, Intervals, ProtocolScores
 from common.types import Targets
 
 AUC_END = 50.0                                      # millimetres
@@ -300,12 +302,12 @@ def _sum_and_count(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 # ---------------------------------------------------------------- averages
 
 def averages(protocol: Protocol, sums: Sums) -> dict[str, np.ndarray]:
-    """The figures of each vector of sums, shaped like its leading axes; NaN where nothing went into them.
+    """The means of each vector of sums, shaped like its leading axes; NaN where nothing went into them.
 
     `auc` is the exact area under the share of joints within t, t from 0 to 50 mm, in percent; `auc_200` the area by
     the trapezoid rule over 200 thresholds, as it is usually computed.
     """
-    figures = {
+    means = {
         "mpjpe": _mean_joints(protocol, sums.joints, sums.joints_n),
         "mpvpe": _ratio(sums.vertices.sum(axis=-1), sums.vertices_n.sum(axis=-1)),
         "mrrpe": _ratio(sums.relative, sums.relative_n),
@@ -315,7 +317,7 @@ def averages(protocol: Protocol, sums: Sums) -> dict[str, np.ndarray]:
         "auc": 100 * _ratio(sums.above, sums.above_n),
         "auc_200": 100 / AUC_END * np.trapezoid(pck_curve(sums), THRESHOLDS, axis=-1),
     }
-    return {name: values for name, values in figures.items() if name != "rrve" or "rrve" in protocol.metrics}
+    return {name: values for name, values in means.items() if name != "rrve" or "rrve" in protocol.metrics}
 
 
 def pck_curve(sums: Sums) -> np.ndarray:
@@ -343,37 +345,35 @@ def _ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
 KINDS = ("none", "single", "interacting")       # samples by the number of hands whose wrist is annotated
 
 
-def summarise(protocol: Protocol, table: np.ndarray, resamples: np.ndarray | None = None) -> dict[str, Any]:
-    """Means in millimetres as plain JSON values; None where no sample can be scored.
+def protocol_scores(protocol: Protocol, table: np.ndarray, resamples: np.ndarray | None,
+                    **left_out: int) -> ProtocolScores:
+    """Means over everything, over samples with a single annotated hand and with both, over each hand and each joint.
 
     table: (G, 3, F), the sums of each recording and kind (`KINDS`).  resamples: (R, G), how often each of R bootstrap
-    resamples takes each recording; None leaves the intervals out.
-
-    Holds the figures of `averages` over everything with their 95 % intervals, the same for samples with a single
-    annotated hand and with both (`groups`), means for each hand and each joint, and the numbers behind them.
+    resamples takes each recording; None leaves the intervals out.  left_out: the other fields of `Counts`.
     """
     total = unpack(table.sum(axis=(0, 1)))
     kinds = {"all": table.sum(axis=1), **{name: table[:, KINDS.index(name)] for name in KINDS[1:]}}
-    return {
-        "protocol": protocol.definition(),
+    return ProtocolScores(
+        protocol=protocol.definition(),
         **_plain(averages(protocol, total)),
-        "mean_scale": _number(_ratio(total.scale.sum(), total.scale_n.sum())),
-        "interval_95": _intervals(protocol, kinds["all"], resamples),
-        "groups": {name: _group(protocol, group, resamples) for name, group in kinds.items()},
-        "hands": {hand.label: _hand_means(total, hand) for hand in Hand},
-        "counts": {"samples": int(total.samples), "mpjpe": int(total.joints_n.sum()),
-                   "mpvpe": int(total.vertices_n.sum()), "mrrpe": int(total.relative_n),
-                   **({"rrve": int(total.pair_n)} if "rrve" in protocol.metrics else {})},
-    }
+        mean_scale=_number(_ratio(total.scale.sum(), total.scale_n.sum())),
+        interval_95=_intervals(protocol, kinds["all"], resamples),
+        groups={name: _group(protocol, group, resamples) for name, group in kinds.items()},
+        hands={hand.label: _hand_means(total, hand) for hand in Hand},
+        counts=Counts(samples=int(total.samples), mpjpe=int(total.joints_n.sum()), mpvpe=int(total.vertices_n.sum()),
+                      mrrpe=int(total.relative_n), rrve=int(total.pair_n) if "rrve" in protocol.metrics else UNSET,
+                      **left_out),
+    )
 
 
-def report_lines(summary: dict[str, Any]) -> list[str]:
+def report_lines(protocol: Protocol, scores: ProtocolScores) -> list[str]:
     """The lines that evaluations of this family print."""
-    metrics = [metric for metric in ("mpjpe", "mpvpe") if metric in summary["protocol"]["metrics"]]
-    lines = [f"{metric.upper()} for {group} hand sequences: {_millimetres(summary['groups'][group][metric])}"
-             for metric in metrics for group in ("all", "single", "interacting")]
-    return [*lines, *(f"{metric.upper()}: {_millimetres(summary[metric])}" for metric in ("mrrpe", "rrve")
-                      if metric in summary["protocol"]["metrics"])]
+    lines = [f"{metric.upper()} for {group} hand sequences: {_millimetres(getattr(scores.groups[group], metric))}"
+             for metric in ("mpjpe", "mpvpe") if metric in protocol.metrics
+             for group in ("all", "single", "interacting")]
+    return [*lines, *(f"{metric.upper()}: {_millimetres(getattr(scores, metric))}" for metric in ("mrrpe", "rrve")
+                      if metric in protocol.metrics)]
 
 
 def interval_95(values: np.ndarray) -> np.ndarray:
@@ -384,17 +384,17 @@ def interval_95(values: np.ndarray) -> np.ndarray:
     return np.where(known.any(axis=0), bounds, np.nan)
 
 
-def _group(protocol: Protocol, group: np.ndarray, resamples: np.ndarray | None) -> dict[str, Any]:
+def _group(protocol: Protocol, group: np.ndarray, resamples: np.ndarray | None) -> GroupScores:
     total = unpack(group.sum(axis=0))
-    figures = _plain(averages(protocol, total))
+    means = _plain(averages(protocol, total))
     intervals = _intervals(protocol, group, resamples)
-    kept = [name for name in ("mpjpe", "mpvpe", "mrrpe", "rrve") if name in figures]
-    return {name: figures[name] for name in kept} | {
-        "interval_95": intervals and {name: intervals[name] for name in kept}, "samples": int(total.samples)}
+    kept = [name for name in ("mpjpe", "mpvpe", "mrrpe", "rrve") if name in means]
+    return GroupScores(**{name: means[name] for name in kept}, samples=int(total.samples),
+                       interval_95=intervals and {name: intervals[name] for name in kept})
 
 
-def _intervals(protocol: Protocol, table: np.ndarray, resamples: np.ndarray | None) -> dict[str, Any] | None:
-    """[low, high] of each figure of sums (G, F); None for a figure that is not finite or has no value, and for all of
+def _intervals(protocol: Protocol, table: np.ndarray, resamples: np.ndarray | None) -> Intervals | None:
+    """Low and high of each mean of sums (G, F); None for a mean that is not finite or has no value, and for all of
     them where fewer than two recordings have samples: drawing the same one again says nothing."""
     if resamples is None or (unpack(table).samples > 0).sum() < 2:
         return None
@@ -404,19 +404,19 @@ def _intervals(protocol: Protocol, table: np.ndarray, resamples: np.ndarray | No
     return {name: interval_95(drawn[name]).tolist() if np.isfinite(value) else None for name, value in values.items()}
 
 
-def _hand_means(total: Sums, hand: Hand) -> dict[str, Any]:
+def _hand_means(total: Sums, hand: Hand) -> HandScores:
     joints, counts = total.joints[hand], total.joints_n[hand]
-    return {
-        "mpjpe": _number(_ratio(joints.sum(), counts.sum())),
-        "mpvpe": _number(_ratio(total.vertices[hand], total.vertices_n[hand])),
-        "scale": _number(_ratio(total.scale[hand], total.scale_n[hand])),
-        "joints": dict(zip(MANO21.names, map(_number, _ratio(joints, counts)), strict=True)),
-        "samples": int(total.scale_n[hand]),
-    }
+    return HandScores(
+        mpjpe=_number(_ratio(joints.sum(), counts.sum())),
+        mpvpe=_number(_ratio(total.vertices[hand], total.vertices_n[hand])),
+        scale=_number(_ratio(total.scale[hand], total.scale_n[hand])),
+        joints=dict(zip(MANO21.names, map(_number, _ratio(joints, counts)), strict=True)),
+        samples=int(total.scale_n[hand]),
+    )
 
 
-def _plain(figures: dict[str, np.ndarray]) -> dict[str, float | None]:
-    return {name: _number(value) for name, value in figures.items()}
+def _plain(means: dict[str, np.ndarray]) -> dict[str, float | None]:
+    return {name: _number(value) for name, value in means.items()}
 
 
 def _number(value: np.ndarray) -> float | None:

@@ -3,7 +3,7 @@
     scorer = Scorer(reader.hand_model.regressor, len(reader), reader.sample_id)
     for ...:
         scorer.add(PredictedHands(vertices, joints, relative, predicted), targets, index)
-    scores = scorer.tally.summary()             # what metrics.json holds under "protocols" and "counts"
+    scores = scorer.tally.scores(protocol, unusable={})
 
 Several processes each fill a scorer of their own and `merged` joins their tallies; how the samples were shared out
 changes the numbers by float64 rounding only. Nothing here knows of a network, a device or a file.
@@ -14,11 +14,13 @@ Legend: B batch · N samples · P protocols · 2 the hand axis · G recordings �
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from msgspec import structs
 from torch import Tensor
 
 from common.errors import UserError
@@ -44,11 +46,12 @@ from common.score.metrics import (
     interval_95,
     not_finite,
     pck_curve,
+    protocol_scores,
     sample_errors,
     sample_sums,
-    summarise,
     unpack,
 )
+from common.score.scores import Bootstrap, ProtocolScores, Scores
 from common.types import Targets
 
 EVERY_PROTOCOL = tuple(PROTOCOLS.values())
@@ -163,12 +166,12 @@ class Tally:
 
     # ------------------------------------------------------------ results
 
-    def summary(self, *, allow_missing: bool = False) -> dict[str, Any]:
-        """Plain JSON values: `protocols` by name (`common.score.metrics.summarise`), `counts` and how the
-        `intervals` came.
+    def scores(self, printed: Protocol, *, unusable: dict[str, int], allow_missing: bool = False) -> Scores:
+        """Scores under every protocol.
 
-        UserError if a sample or an annotated hand was not predicted, unless that is allowed: then it is left out of
-        every figure and counted.
+        printed: the protocol that `counts` follows.  unusable: samples by reason, from `BadSamples`.
+        Raises UserError if a sample or an annotated hand was not predicted, unless that is allowed: then it is left
+        out of every mean and counted.
         """
         missing = np.flatnonzero(~self.scored)
         if not allow_missing and (len(missing) or self.missing_hands):
@@ -176,21 +179,18 @@ class Tally:
             raise UserError(f"{len(missing)} of {len(self.scored)} samples have no prediction{first}, and "
                             f"{self.missing_hands} annotated hands of the others have none.",
                             "Predict all of them, or leave them out of every figure with --allow_missing.")
-        names = self._names()
-        resamples = self._resamples()
-        counts = {"not_finite": self.not_finite, "missing": len(missing), "missing_hands": self.missing_hands,
-                  "recordings": len(names)}
-        protocols = {}
-        for protocol in self.protocols:
-            scores = summarise(protocol, self._table(protocol), resamples)
-            protocols[protocol.name] = scores | {"counts": scores["counts"] | counts}
-        return {
-            "protocols": protocols,
-            "counts": {"samples": int(self.scored.sum())} | counts,
-            "intervals": {"resampled": "recordings", "recordings": len(names), "resamples": _RESAMPLES, "seed": _SEED,
-                          "percentiles": [2.5, 97.5]},
-            "pck": {"exclude_root": self.pck.exclude_root, "strict": self.pck.strict},
-        }
+        protocols = {protocol.name: self.protocol_scores(protocol) for protocol in self.protocols}
+        return Scores(
+            protocols=protocols,
+            counts=structs.replace(protocols[printed.name].counts, unusable=sum(unusable.values())),
+            intervals=Bootstrap("recordings", len(self._names()), _RESAMPLES, _SEED, [2.5, 97.5]),
+            pck=asdict(self.pck), protocol=printed.name, unusable=unusable)
+
+    def protocol_scores(self, protocol: Protocol) -> ProtocolScores:
+        """Scores under one of the tally's protocols, whatever was not predicted left out."""
+        return protocol_scores(protocol, self._table(protocol), self._resamples(), not_finite=self.not_finite,
+                               missing=int((~self.scored).sum()), missing_hands=self.missing_hands,
+                               recordings=len(self._names()))
 
     def pck_curve(self, protocol: Protocol) -> PckCurve:
         """The PCK curve of all samples under one of the tally's protocols."""

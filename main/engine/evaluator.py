@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from msgspec import UnsetType, structs
 from torch import Tensor
 from tqdm import tqdm
 
 from common.errors import EXIT_OK, EXIT_SOME_FAILED
 from common.files import finite_or_none, write_atomically, write_json
 from common.score.metrics import PckOptions, PredictedHands, protocol_named, report_lines
+from common.score.scores import Baseline, MeanErrors, NetworkScores, plain
 from common.score.tally import EVERY_PROTOCOL, Scorer, Tally
 from common.types import HandPrediction, Stages, TwoHandBatch, map_tensors
 from data.dataset import EpochSampler, TwoHandDataset
@@ -65,22 +67,12 @@ class Evaluator:
         self.tallies = {name: Tally.merged(self.process.gather(scorer.tally)) for name, scorer in self.scorers.items()}
         return self.tallies["final"]
 
-    def scores(self) -> dict[str, Any]:
-        """Scores in mm as plain values, the same whatever the batch size and the number of processes.
-
-        `protocols`, `counts`, `intervals` and `pck` of `common.score.tally.Tally.summary`, `rough`, `baseline`,
-        `unusable` samples by reason, and `protocol`, the name of the one that `counts`, `rough` and `baseline` follow.
-        """
-        name = self.protocol.name
-        final = self.tallies["final"].summary()
-        rough, baseline = (self.tallies[stage].summary()["protocols"][name] for stage in ("rough", "baseline"))
-        return final | {
-            "protocol": name,
-            "rough": {"mpjpe": rough["mpjpe"], "mpvpe": rough["mpvpe"]},
-            "baseline": {"mean_pose": {"mpjpe": baseline["mpjpe"]}},
-            "counts": final["protocols"][name]["counts"] | {"unusable": len(self.bad)},
-            "unusable": self.bad.reasons(),
-        }
+    def scores(self) -> NetworkScores:
+        """Scores in mm, the same whatever the batch size and the number of processes."""
+        coarse, mean_pose = (self.tallies[stage].protocol_scores(self.protocol) for stage in ("rough", "baseline"))
+        final = self.tallies["final"].scores(self.protocol, unusable=self.bad.reasons())
+        return NetworkScores(**structs.asdict(final), rough=MeanErrors(coarse.mpjpe, coarse.mpvpe),
+                             baseline=Baseline(MeanErrors(mean_pose.mpjpe)))
 
     def _batches(self) -> Iterable[TwoHandBatch]:
         return tqdm(batches(self.loader, self.process.device), total=len(self.loader), desc="test", leave=False,
@@ -104,34 +96,34 @@ class Evaluator:
             self.save(batch.index, stages.final)
 
 
-def report(scores: dict[str, Any], facts: dict[str, Any], folder: Path) -> int:
+def report(scores: NetworkScores, facts: dict[str, Any], folder: Path) -> int:
     """Print the scores and write them, with `facts` and the state of the program, to folder/metrics.json.
 
     Exit code: 0, or 4 if the model predicted numbers that are not finite or if samples could not be used.
     """
     path = folder / "metrics.json"
-    write_json(path, finite_or_none(scores | portable(facts | {"program": code_revision(), "versions": versions()})))
+    facts = portable(facts | {"program": code_revision(), "versions": versions()})
+    write_json(path, finite_or_none(plain(scores) | facts))
 
-    name, rough, mean_pose = scores["protocol"], scores["rough"], scores["baseline"]["mean_pose"]["mpjpe"]
-    final = scores["protocols"][name]
-    for line in report_lines(final):
+    protocol, counts = protocol_named(scores.protocol), scores.counts
+    for line in report_lines(protocol, scores.printed):
         log.info(line)
-    if final["mpjpe"] is not None:
-        log.info("Rough mesh: MPJPE %.2f mm, MPVPE %s mm", rough["mpjpe"], _text(rough["mpvpe"]))
-        log.info("Mean-pose baseline: MPJPE %.2f mm; the model's is %.3f of it", mean_pose, final["mpjpe"] / mean_pose)
-    log.info("%d samples under the protocol '%s'; all numbers are in %s", scores["counts"]["samples"], name, path)
+    mpjpe, mean_pose = scores.printed.mpjpe, scores.baseline.mean_pose.mpjpe
+    if mpjpe is not None and mean_pose is not None:
+        log.info("Coarse mesh: MPJPE %.2f mm, MPVPE %s mm", scores.rough.mpjpe, _text(scores.rough.mpvpe))
+        log.info("Mean-pose baseline: MPJPE %.2f mm; the model's is %.3f of it", mean_pose, mpjpe / mean_pose)
+    log.info("%d samples under the protocol '%s'; all numbers are in %s", counts.samples, protocol.name, path)
     if facts.get("config", {}).get("test", {}).get("flip_test"):
         log.info("Each figure is of the mean of a picture's prediction and its mirror image's (test.flip_test).")
     chosen = facts.get("data", {}).get("filter")
-    if chosen is not None and chosen != final["protocol"]["set"]:
-        log.info("The authors of '%s' score the set '%s'; these numbers are of '%s'.", name, final["protocol"]["set"],
+    if chosen is not None and chosen != protocol.set:
+        log.info("The authors of '%s' score the set '%s'; these numbers are of '%s'.", protocol.name, protocol.set,
                  chosen)
-    failed, unusable = scores["counts"]["not_finite"], scores["counts"]["unusable"]
-    if failed:
-        log.error("%d samples have predictions that are not finite.", failed)
-    if unusable:
-        log.error("%d samples cannot be used and are in no figure: %s.", unusable, scores["unusable"])
-    return EXIT_SOME_FAILED if failed or unusable else EXIT_OK
+    if counts.not_finite:
+        log.error("%d samples have predictions that are not finite.", counts.not_finite)
+    if counts.unusable:
+        log.error("%d samples cannot be used and are in no figure: %s.", counts.unusable, scores.unusable)
+    return EXIT_SOME_FAILED if counts.not_finite or counts.unusable else EXIT_OK
 
 
 def samples_sha256(size: int, sample_id: Callable[[int], str]) -> str:
@@ -168,5 +160,5 @@ def _predicted(hands: HandPrediction) -> PredictedHands:
     return PredictedHands(hands.vertices, hands.joints, hands.relative)
 
 
-def _text(value: float | None) -> str:
-    return "none" if value is None else f"{value:.2f}"
+def _text(value: float | None | UnsetType) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else "none"

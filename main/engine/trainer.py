@@ -236,13 +236,13 @@ class Trainer:
         if evaluator.run(lambda: self._stop_signal(stop) > 0) is None:
             return self._stop_signal(stop), None
         scores, epoch, best = evaluator.scores(), self.progress.epoch, self.progress.best
-        score, samples = scores["protocols"][scores["protocol"]]["mpjpe"], scores["counts"]["samples"]
+        score = scores.printed.mpjpe
         if score is None:
-            log.warning("epoch %d  validation has no score: %s.", epoch, scores["counts"])
+            log.warning("epoch %d  validation has no score: %s.", epoch, scores.counts)
             return 0, None
         before = f"lowest so far {best[1]:.2f} mm, epoch {best[0]}" if best else "the first"
         log.info("epoch %d  validation MPJPE %.2f mm (protocol '%s', %d samples; %s)", epoch, score,
-                 scores["protocol"], samples, before)
+                 scores.protocol, scores.counts.samples, before)
         self.step_log.write({"validation/mpjpe": score}, self.progress.step)
         return 0, score
 

@@ -33,6 +33,7 @@ from common.files import (
 from common.mano.load import load_hand_model
 from common.nets.variants import VARIANTS
 from common.score.metrics import interval_95
+from common.score.scores import TestResult, plain, read_result
 from main.arguments import GPU_FORMS
 from main.build import build_trained_model
 from main.config import CONFIG_DIR, Config, config_from_dict, config_to_dict, load_config
@@ -68,10 +69,10 @@ class Run:
         return self.folder / "result" / "samples.npz"
 
     @property
-    def metrics(self) -> dict[str, Any] | None:
+    def result(self) -> TestResult | None:
         """What main/test.py wrote, None before it has written all."""
         file = self.folder / "result" / "metrics.json"
-        return json.loads(file.read_text()) if file.is_file() and self.samples.is_file() else None
+        return read_result(file) if file.is_file() and self.samples.is_file() else None
 
 
 def main() -> int:
@@ -148,9 +149,9 @@ def row_overrides(row: str, full: Config) -> list[str]:
 
 def refuse_other_result(run: Run) -> None:
     """A finished run must be of the configuration asked for: rows with other budgets cannot be compared."""
-    if run.metrics is None:
+    if run.result is None:
         return
-    before = config_from_dict(run.metrics["config"])     # options that did not exist then have their defaults
+    before = config_from_dict(run.result.config)     # options that did not exist then have their defaults
     changed = differences(portable(config_to_dict(before)), portable(config_to_dict(run.config)))
     if changed:
         told = ", ".join(f"{key} {change}" for key, change in changed.items())
@@ -162,7 +163,7 @@ def refuse_other_result(run: Run) -> None:
 
 def finish(run: Run, gpu: list[str]) -> int:
     """Train and test what is missing of a run; the exit code of what stopped it."""
-    if run.metrics:
+    if run.result:
         return EXIT_OK
     resume = ["--continue"] if snapshots_in(run.folder / "model_dump") else []
     train = ["main/train.py", "--config", run.config_name, *gpu, *resume, "--set", *run.overrides]
@@ -171,7 +172,7 @@ def finish(run: Run, gpu: list[str]) -> int:
         return code
     code = _call(["main/test.py", "--test_epoch", run.config.train.epochs - 1, "--output", run.folder, "--dump",
                   run.samples, *gpu])
-    return EXIT_OK if run.metrics else code         # 4 tells of samples that are in no figure: counted in the result
+    return EXIT_OK if run.result else code         # 4 tells of samples that are in no figure: counted in the result
 
 
 def _call(words: list[Any]) -> int:
@@ -187,8 +188,9 @@ def _call(words: list[Any]) -> int:
 
 def summary(run: Run, full: Run) -> dict[str, Any]:
     """The figures of a finished run as plain values, mm.  full: the full model's run from the same seed."""
-    metrics, config = run.metrics, run.config
-    scores = metrics["protocols"][metrics["protocol"]]
+    result, config = run.result, run.config
+    assert result is not None, "the run is finished"
+    scores = plain(result.printed)
     snapshot, _ = load_latest(run.folder / "model_dump")
     hand_model = load_hand_model(config.hand_model.name, config.hand_model.path)
     model = build_trained_model(config.model, hand_model, snapshot.model, where=str(run.folder))
@@ -197,10 +199,10 @@ def summary(run: Run, full: Run) -> dict[str, Any]:
         "row": run.row, "seed": run.seed, "samples": snapshot.step * per_step,
         **{name: scores[name] for name in METRICS},
         "interval_95": {name: scores["interval_95"] and scores["interval_95"][name] for name in METRICS},
-        "minus_full": mpjpe_difference(run, full) if full.metrics and run != full else None,
-        "rough": metrics["rough"], "mean_pose": metrics["baseline"]["mean_pose"]["mpjpe"],
+        "minus_full": mpjpe_difference(run, full) if full.result and run != full else None,
+        "rough": plain(result.rough), "mean_pose": result.baseline.mean_pose.mpjpe,
         "samples_per_second": per_step / step_seconds(run), "parameters": sum(p.numel() for p in model.parameters()),
-        "tested_on": metrics["data"] | {"samples": metrics["counts"]["samples"]}, "protocol": metrics["protocol"],
+        "tested_on": result.data | {"samples": result.counts.samples}, "protocol": result.protocol,
     }
 
 
@@ -210,7 +212,7 @@ def mpjpe_difference(run: Run, full: Run) -> dict[str, Any]:
     Both are tested on the same samples, so a resample of recordings is drawn for both at once: what makes a recording
     hard for both drops out.
     """
-    sums = [_joint_sums(each.samples, each.metrics["protocol"]) for each in (run, full)]       # (G, 2) each
+    sums = [_joint_sums(each.samples, each.result.protocol) for each in (run, full) if each.result]       # (G, 2) each
     count = len(sums[0])
     drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=_RESAMPLES)
     means = [(weights @ of_run)[:, 0] / (weights @ of_run)[:, 1] for weights in (np.ones((1, count)), drawn)

@@ -37,6 +37,7 @@ from common.hands import MANO21, WRIST, Hand
 from common.images import crop_image
 from common.predict.predictor import two_hands
 from common.score.metrics import PROTOCOLS, PredictedHands
+from common.score.scores import plain
 from common.score.tally import Scorer, Tally
 from common.types import HandPrediction, Stages, Targets, map_tensors
 from common.view.overlay import HAND_COLORS, PAPER_COLOR, draw_hands, side_view
@@ -161,11 +162,12 @@ def _counted(targets: Targets) -> np.ndarray:
 def describe(measured: Measured, dataset: TwoHandDataset) -> dict[str, Any]:
     """What metrics.json holds about the measurement, mm."""
     reader, frames = dataset.reader, len(dataset) - len(measured.bad)
-    summaries = {stage: tally.summary()["protocols"] for stage, tally in measured.tallies.items()}
+    scores = {stage: {protocol.name: tally.protocol_scores(protocol) for protocol in (SCALED, UNSCALED)}
+              for stage, tally in measured.tallies.items()}
     return {
-        "protocols": summaries["final"],
+        "protocols": {name: plain(each) for name, each in scores["final"].items()},
         "frames": [_frame(row, reader.sample_id(int(row["index"]))) for row in measured.tallies["final"].samples()],
-        **{stage: {name: summaries[stage][name]["mpjpe"] for name in ("scaled", "unscaled")}
+        **{stage: {name: each.mpjpe for name, each in scores[stage].items()}
            for stage in ("rough", "baseline")},
         "counts": {"frames": frames, "hands": measured.hands, "joints": measured.joints, "meshes": measured.meshes,
                    "not_finite": measured.tallies["final"].not_finite},
