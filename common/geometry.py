@@ -126,7 +126,7 @@ def square_box(points_px: np.ndarray, ratio: float = 0.8) -> SquareBox:
 def crop_affine(box: SquareBox, size: int, scale: float = 1.0, rotation_deg: float = 0.0) -> np.ndarray:
     """`crop_from_image`, 3×3: p' = A·(p − c) + S/2 with A = (S/s)·[[cos, sin], [−sin, cos]].
 
-    scale multiplies the side of the box; a positive rotation turns the picture counter-clockwise on
+    scale multiplies the side of the box; a positive rotation turns the image counter-clockwise on
     screen, which is R_z(−φ) in the camera frame (y points down).
     """
     angle = np.deg2rad(rotation_deg)
@@ -138,7 +138,7 @@ def crop_affine(box: SquareBox, size: int, scale: float = 1.0, rotation_deg: flo
 
 
 def rotation_about_z(rotation_deg: float) -> np.ndarray:
-    """R_z(−φ): the camera-frame rotation that turns the picture as `crop_affine(rotation_deg=φ)` does."""
+    """R_z(−φ): the camera-frame rotation that turns the image as `crop_affine(rotation_deg=φ)` does."""
     angle = np.deg2rad(rotation_deg)
     return np.array([[np.cos(angle), np.sin(angle), 0], [-np.sin(angle), np.cos(angle), 0], [0, 0, 1.0]])
 

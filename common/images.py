@@ -13,8 +13,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 100_000_000
 MAX_SIDE = 32_766               # OpenCV cannot warp longer ones
-MAX_BLACK = 10.0                # mean and standard deviation, of 255, up to which a picture shows nothing
-_STRIP = 1 << 20                # pixels, more than datasets' pictures have
+MAX_BLACK = 10.0                # mean and standard deviation, of 255, up to which an image shows nothing
+_STRIP = 1 << 20                # pixels, more than datasets' images have
 # Other decoders of Pillow start programs (EPS) or are of no use here.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 
@@ -40,11 +40,11 @@ class BadImage(Exception):
 
 
 def read_rgb(path: Path, *, upright: bool, size: tuple[int, int] | None = None) -> np.ndarray:
-    """The picture in a file as RGB, (H, W, 3) uint8; of an animation the first frame, over white where transparent.
+    """The image in a file as RGB, (H, W, 3) uint8; of an animation the first frame, over white where transparent.
 
     upright: whether the camera's orientation tag is followed. Labels of datasets are in stored pixels: not there.
     size: width and height that it must have.
-    Raises BadImage. Neither a picture of another size nor one of more than 100 million pixels is decoded.
+    Raises BadImage. Neither an image of another size nor one of more than 100 million pixels is decoded.
     """
     try:
         if not path.is_file():
@@ -72,10 +72,10 @@ def read_rgb(path: Path, *, upright: bool, size: tuple[int, int] | None = None) 
 
 
 def is_black(image: np.ndarray) -> bool:
-    """Whether a picture (H, W, 3) uint8 shows nothing.
+    """Whether an image (H, W, 3) uint8 shows nothing.
 
-    IntagHand drops every picture whose mean is below 10. A hand lit before a dark wall can be as dark: its
-    picture varies, one that shows nothing does not.
+    IntagHand drops every image whose mean is below 10. A hand lit before a dark wall can be as dark: its
+    image varies, one that shows nothing does not.
     """
     sample = image[::4, ::4]                    # enough for a mean
     return sample.mean() < MAX_BLACK and sample.std() < MAX_BLACK
@@ -113,7 +113,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def crop_image(image: np.ndarray, crop_from_image: np.ndarray, size: int,
                outside: tuple[int, int, int] = (0, 0, 0)) -> np.ndarray:
-    """The crop (S, S, 3) uint8 that a transform cuts out; outside the picture it is black, as in training.
+    """The crop (S, S, 3) uint8 that a transform cuts out; outside the image it is black, as in training.
 
     As in training down to half the size. Below that, a larger crop is averaged: skipping pixels would leave noise.
     """

@@ -36,13 +36,13 @@ class Targets(NamedTuple):
 
     vertices_valid: Tensor  # (B, 2)           the hand has a mesh
     joints_valid: Tensor    # (B, 2, 21)       joints[...] is annotated
-    joints_annotated_valid: Tensor  # (B, 2, 21)   in the picture and in 3D; none for a hand without its wrist
+    joints_annotated_valid: Tensor  # (B, 2, 21)   in the image and in 3D; none for a hand without its wrist
     relative_valid: Tensor  # (B,)             both wrists are annotated
     mano_valid: Tensor      # (B, 2)           the hand has model parameters
 
 
 class Sample(NamedTuple):
-    """What the dataset gives and the loader stacks. The picture is bytes: a quarter of what its floats would weigh."""
+    """What the dataset gives and the loader stacks. The image is bytes: a quarter of what its floats would weigh."""
 
     pixels: Tensor          # (B, 3, S, S)     RGB, uint8
     gain: Tensor            # (B, 3)           what turns each channel's bytes into floats: colour augmentation / 255
@@ -53,7 +53,7 @@ class Sample(NamedTuple):
 
 
 class TwoHandBatch(NamedTuple):
-    """What a network trains and is tested on: stacked samples on a device, their pictures in floats."""
+    """What a network trains and is tested on: stacked samples on a device, their images in floats."""
 
     image: Tensor           # (B, 3, S, S)     RGB in [0, 1]
     targets: Targets

@@ -1,7 +1,7 @@
 """Trained weights as one small file, for whatever does not go on training them.
 
 NAME.safetensors holds the tensors of a network in half precision, `mean_joints`, and in its header, as JSON, what
-`Facts` lists. NAME.safetensors.sha256 beside it is a line that `sha256sum -c` reads. Reading runs nothing that is in
+`Metadata` lists. NAME.safetensors.sha256 beside it is a line that `sha256sum -c` reads. Reading runs nothing that is in
 the file.
 """
 
@@ -23,14 +23,14 @@ WEIGHTS_SUFFIX = ".safetensors"
 SHIPPED = ROOT / "common" / "assets" / f"lgnet_rendered{WEIGHTS_SUFFIX}"
 VERSION = 1
 
-_FACTS = "lgnet"                # the only key of the header's metadata: the library writes several in any order
+_METADATA_KEY = "lgnet"         # the only key of the header's metadata: the library writes several in any order
 _MEAN_JOINTS = "mean_joints"    # the only tensor that is not the network's, whose names have dots
 _TYPES = (torch.float16, torch.float32, torch.float64, torch.int64, torch.bool)     # torch cannot check all others
 _MAX_HEADER = 1 << 20           # bytes; a header of the largest network has some 80,000
 _HINT = "Copy the file again, with its .sha256, or write it with tool/export_weights.py."
 
 
-class Facts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Metadata(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a file says about its weights. Paths are those of `main.engine.run.provenance.portable`."""
 
     version: int
@@ -48,8 +48,8 @@ class Trained(NamedTuple):
     config: dict[str, Any]
     hand_model: dict[str, str]
     mean_joints: Tensor                 # (2, 21, 3) metres, of the training set
-    training: dict[str, Any] | None     # as in Facts; None for a snapshot, which has a record beside it
-    metrics: dict[str, Any] | None      # as in Facts; None for a snapshot
+    training: dict[str, Any] | None     # as in Metadata; None for a snapshot, which has a record beside it
+    metrics: dict[str, Any] | None      # as in Metadata; None for a snapshot
     sha256: str                         # of the file
 
 
@@ -78,7 +78,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> No
     model.load_state_dict(weights)
 
 
-def write_weights(path: Path, model: dict[str, Tensor], mean_joints: Tensor, facts: Facts) -> None:
+def write_weights(path: Path, model: dict[str, Tensor], mean_joints: Tensor, metadata: Metadata) -> None:
     """Write a file of weights and its digest; equal arguments give equal bytes.
 
     model: a state dict. Raises UserError if a value does not fit into half precision or the disk takes no file.
@@ -88,8 +88,8 @@ def write_weights(path: Path, model: dict[str, Tensor], mean_joints: Tensor, fac
     if too_large:
         raise UserError(f"{len(too_large)} tensors do not fit into half precision, the first is '{too_large[0]}'.",
                         "Its largest number is 65504.")
-    text = json.dumps(msgspec.to_builtins(facts), sort_keys=True)
-    content = safetensors.torch.save(tensors | {_MEAN_JOINTS: mean_joints.contiguous()}, {_FACTS: text})
+    text = json.dumps(msgspec.to_builtins(metadata), sort_keys=True)
+    content = safetensors.torch.save(tensors | {_MEAN_JOINTS: mean_joints.contiguous()}, {_METADATA_KEY: text})
     write_signed(path, lambda file: file.write(content), len(content))
 
 
@@ -104,7 +104,7 @@ def read_weights(path: Path) -> Trained:
     try:
         _check_header(path)
         with safetensors.safe_open(path, framework="pt") as file:
-            facts = _decode_facts((file.metadata() or {}).get(_FACTS, ""))
+            metadata = _decode_metadata((file.metadata() or {}).get(_METADATA_KEY, ""))
             tensors = {name: _widened(file.get_tensor(name)) for name in file.keys()}
         mean_joints = tensors.pop(_MEAN_JOINTS, torch.zeros(0))
         if mean_joints.shape != (len(Hand), NUM_JOINTS, 3):
@@ -112,7 +112,8 @@ def read_weights(path: Path) -> Trained:
     except (safetensors.SafetensorError, msgspec.MsgspecError, RecursionError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} is not a file of LGNet's weights that this program reads: {reason}.", _HINT) from None
-    return Trained(tensors, facts.config, facts.hand_model, mean_joints, facts.training, facts.metrics, sha256)
+    return Trained(tensors, metadata.config, metadata.hand_model, mean_joints, metadata.training, metadata.metrics,
+                   sha256)
 
 
 def _check_header(path: Path) -> None:
@@ -123,15 +124,15 @@ def _check_header(path: Path) -> None:
         raise ValueError(f"its header claims {size} bytes")
 
 
-def _decode_facts(text: str) -> Facts:
+def _decode_metadata(text: str) -> Metadata:
     version = msgspec.json.decode(text, type=_Versioned).version
     if version != VERSION:
         raise ValueError(f"its format has version {version} instead of {VERSION}")
-    return msgspec.json.decode(text, type=Facts)
+    return msgspec.json.decode(text, type=Metadata)
 
 
 class _Versioned(msgspec.Struct, frozen=True):
-    """What every version of the facts has."""
+    """What every version of the metadata has."""
 
     version: int
 

@@ -1,6 +1,6 @@
 """From a frame as stored to a sample: flip, rotation, scale, crop and colour, each applied to everything at once.
 
-The order is fixed: mirror the whole picture with its camera, turn the whole camera frame about the viewing axis,
+The order is fixed: mirror the whole image with its camera, turn the whole camera frame about the viewing axis,
 then crop. So projecting the camera-frame targets with `camera_crop` lands on the pixels of the crop, exactly.
 """
 
@@ -82,7 +82,7 @@ def make_sample(record: Record, image: np.ndarray, index: int, *, size: int, box
 
 
 def empty_sample(index: int, fault: int, size: int) -> Sample:
-    """What stands for a sample that cannot be used: a black picture of which nothing is annotated.
+    """What stands for a sample that cannot be used: a black image of which nothing is annotated.
 
     fault: the code of a `data.checks.Reason`.  size: side of the crop, pixels.
     """
@@ -102,7 +102,7 @@ def empty_sample(index: int, fault: int, size: int) -> Sample:
 
 
 def float_image(pixels: Tensor, gain: Tensor) -> Tensor:
-    """A sample's picture as RGB in [0, 1], (…, 3, S, S), with its colours augmented; what would be brighter is white.
+    """A sample's image as RGB in [0, 1], (…, 3, S, S), with its colours augmented; what would be brighter is white.
 
     pixels: (…, 3, S, S) uint8.  gain: (…, 3).
     """
@@ -110,9 +110,9 @@ def float_image(pixels: Tensor, gain: Tensor) -> Tensor:
 
 
 def mirror_record(record: Record) -> Record:
-    """The frame seen in a mirror: x → W − 1 − x in the picture, x → −x in the camera frame, hands swapped.
+    """The frame seen in a mirror: x → W − 1 − x in the image, x → −x in the camera frame, hands swapped.
 
-    The principal point is mirrored too; keeping it, as InterWild does, moves the mesh off the picture.
+    The principal point is mirrored too; keeping it, as InterWild does, moves the mesh off the image.
     """
     width = record.image_size[0]
     camera = record.camera.copy()
@@ -139,7 +139,7 @@ def rotate_record(record: Record, rotation: np.ndarray) -> Record:
 
 
 def _crop_image(image: np.ndarray, crop_from_image: np.ndarray, size: int) -> Tensor:
-    """(3, S, S) uint8 in the picture's order of channels; black outside the picture."""
+    """(3, S, S) uint8 in the image's order of channels; black outside the image."""
     crop = cv2.warpAffine(image, crop_from_image[:2], (size, size), flags=cv2.INTER_LINEAR)
     return torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1)))
 

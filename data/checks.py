@@ -1,7 +1,7 @@
 """What can be wrong with a sample, and the labels' share of finding it out.
 
 One definition for training, testing and `tool/verify_data.py`. The limits separate what cannot be right from what is
-merely unusual: a hand that is partly outside the picture, a dark picture or a poor fit of the mesh is no fault.
+merely unusual: a hand that is partly outside the image, a dark image or a poor fit of the mesh is no fault.
 
 Legend: 2 the hand axis · 21 joints · 778 vertices. Metres in the camera frame, `_px` in image pixels.
 """
@@ -16,7 +16,7 @@ from data.schema import Record
 BONE_RANGE = (0.010, 0.200)     # metres from wrist to middle knuckle; a tenth to twice that of a hand
 MIN_DEPTH = 0.010               # metres before the camera
 MIN_BOX_SIDE = 1.0              # pixels
-MAX_BOX_SIDE = 10.0             # times the longer side of the picture
+MAX_BOX_SIDE = 10.0             # times the longer side of the image
 MAX_MESH_DISTANCE = 0.100       # metres, mean of the joints; fits to InterHand2.6M are 0.005 off, poor ones 0.04
 MAX_ROTATION_ERROR = 1e-3       # of RᵀR from the identity
 
@@ -115,20 +115,20 @@ def _check_box(record: Record) -> None:
     side = (high - low).max()
     is_possible = np.isfinite(record.box_px).all() and (high >= low).all() and side >= MIN_BOX_SIDE
     if not is_possible or side > MAX_BOX_SIDE * max(record.image_size):
-        raise BadSample(Reason.BOX, f"the hands' box is {_text(record.box_px)} in a picture of {_size(record)} pixels")
+        raise BadSample(Reason.BOX, f"the hands' box is {_text(record.box_px)} in an image of {_size(record)} pixels")
 
 
 def _check_frame(record: Record) -> None:
-    """Hands and box lie in the picture, at least in part, and so do hands in the box."""
+    """Hands and box lie in the image, at least in part, and so do hands in the box."""
     homogeneous = _visible_points(record) @ record.camera.T
     points = homogeneous[:, :2] / homogeneous[:, 2:]
-    picture = np.array([[0, 0], record.image_size]) - 0.5
-    if not ((points >= picture[0]) & (points <= picture[1])).all(axis=-1).any():
-        raise BadSample(Reason.OUT_OF_FRAME, f"no joint lies in the picture of {_size(record)} pixels; they project to "
+    image = np.array([[0, 0], record.image_size]) - 0.5
+    if not ((points >= image[0]) & (points <= image[1])).all(axis=-1).any():
+        raise BadSample(Reason.OUT_OF_FRAME, f"no joint lies in the image of {_size(record)} pixels; they project to "
                                              f"{_text(_bounds(points))}")
-    if not _overlap(record.box_px, picture):
+    if not _overlap(record.box_px, image):
         raise BadSample(Reason.OUT_OF_FRAME,
-                        f"the hands' box {_text(record.box_px)} lies outside the picture of {_size(record)} pixels")
+                        f"the hands' box {_text(record.box_px)} lies outside the image of {_size(record)} pixels")
     if not _overlap(record.box_px, _bounds(points)):
         raise BadSample(Reason.BOX_ELSEWHERE,
                         f"the box is {_text(record.box_px)}, but the joints project to {_text(_bounds(points))}")

@@ -1,4 +1,4 @@
-"""Order, randomness and pictures on top of a reader.
+"""Order, randomness and images on top of a reader.
 
 Every sample is a pure function of (seed, epoch, index): the number of loader processes, their start method and
 where a run was interrupted change nothing. The sampler hands the epoch to the workers inside the index.
@@ -79,7 +79,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 def read_frame(reader: Reader, index: int) -> tuple[Record, np.ndarray]:
-    """A record and its stored picture, (H, W, 3) uint8 RGB. Raises BadSample if either cannot be used."""
+    """A record and its stored image, (H, W, 3) uint8 RGB. Raises BadSample if either cannot be used."""
     record = read_record(reader, index)
     try:
         image = read_rgb(record.image_path, upright=False, size=record.image_size)
@@ -91,7 +91,7 @@ def read_frame(reader: Reader, index: int) -> tuple[Record, np.ndarray]:
 
 
 def read_record(reader: Reader, index: int) -> Record:
-    """A record whose labels can be right; no picture is read. Raises BadSample."""
+    """A record whose labels can be right; no image is read. Raises BadSample."""
     try:
         with np.errstate(all="ignore"):     # what is not finite is found below
             record = reader.read(index)
@@ -104,7 +104,7 @@ def read_record(reader: Reader, index: int) -> Record:
 def mean_joints(reader: Reader, limit: int = 10_000) -> torch.Tensor:
     """Mean wrist-relative joints (2, 21, 3) float64 of at most `limit` records spread evenly over the reader.
 
-    No picture is read, and records that cannot be right are left out. Joints that no record annotates are 0.
+    No image is read, and records that cannot be right are left out. Joints that no record annotates are 0.
     """
     total, count = np.zeros((2, NUM_JOINTS, 3)), np.zeros((2, NUM_JOINTS, 1))
     for index in spread_evenly(len(reader), limit):

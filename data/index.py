@@ -130,14 +130,14 @@ def _find(home: Path, name: str, version: int, sources: list[Path]) -> Index | N
         known = json.loads(pointer.read_text())
         if known["version"] != version or list(known["sources"]) != [source.name for source in sources]:
             return None
-        facts = {source.name: _still(source, known["sources"][source.name]) for source in sources}
-        if None in facts.values():
+        stats = {source.name: _still(source, known["sources"][source.name]) for source in sources}
+        if None in stats.values():
             return None
         index = Index(home / known["folder"])
     except (OSError, ValueError, KeyError, TypeError, UserError):
         return None     # unreadable in whatever way: it is built again
-    if facts != known["sources"]:
-        _note_new_times(pointer, {**known, "sources": facts})
+    if stats != known["sources"]:
+        _note_new_times(pointer, {**known, "sources": stats})
     return index
 
 
@@ -163,7 +163,7 @@ def _note_new_times(pointer: Path, content: dict[str, Any]) -> None:
 
 def _build(home: Path, name: str, version: int, sources: list[Path], build: Callable[[ReadSource], Columns]) -> Index:
     """Build and put in place; called by one process at a time."""
-    facts: dict[str, dict[str, Any]] = {}
+    stats: dict[str, dict[str, Any]] = {}
 
     def read(source: Path) -> bytes:
         """Exactly the bytes that are hashed, so that an index never belongs to another content than it says."""
@@ -172,12 +172,12 @@ def _build(home: Path, name: str, version: int, sources: list[Path], build: Call
                 stat, content = os.fstat(file.fileno()), file.read()
         except OSError as error:
             raise UserError(f"{source} cannot be read: {error.strerror}.", "Copy or download it again.") from None
-        facts[source.name] = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns,
+        stats[source.name] = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns,
                               "sha256": hashlib.sha256(content).hexdigest()}
         return content
 
     columns = build(read)
-    in_order = {source.name: facts[source.name] for source in sources}
+    in_order = {source.name: stats[source.name] for source in sources}
     hashes = "".join(fact["sha256"] for fact in in_order.values())
     folder = home / f"{name}.{hashlib.sha256(f'{version} {hashes}'.encode()).hexdigest()[:16]}"
     unfinished = home / f"{name}.unfinished"

@@ -20,7 +20,7 @@ BoxSource = Literal["vertices", "joints", "json"]
 
 
 class Record(NamedTuple):
-    """One frame as stored: the whole picture, not augmented. Masked-out values are finite and meaningless."""
+    """One frame as stored: the whole image, not augmented. Masked-out values are finite and meaningless."""
 
     image_path: Path
     image_size: tuple[int, int]     # width, height of the stored image, pixels

@@ -46,13 +46,13 @@ def test_parser() -> argparse.ArgumentParser:
 
 def demo_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="demo.py", description="Reconstruct both hands in photographs. Without "
-                                     "arguments: in the pictures that come with the repository.")
+                                     "arguments: in the images that come with the repository.")
     _add_gpu(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--test_epoch", type=int, help="N of output/model_dump/snapshot_N.pth.tar")
     which.add_argument("--checkpoint", type=Path, metavar="FILE", help="a snapshot elsewhere, or a file of weights; "
                        "left out: the weights that come with the repository")
-    parser.add_argument("--input", type=Path, help="a folder of pictures, or one picture; left out: those that come "
+    parser.add_argument("--input", type=Path, help="a folder of images, or one image; left out: those that come "
                         "with the repository")
     parser.add_argument("--output", type=Path, help="folder for the results; may be left out with --input")
     parser.add_argument("--boxes", type=Path, metavar="FILE",

@@ -10,12 +10,11 @@ from common.errors import UserError
 from common.files import ROOT
 from common.losses import TwoHandLoss
 from common.mano.load import load_hand_model
-from common.mano.model import HandModel, check_same_model
+from common.mano.model import HandModel
 from common.nets.pretrained import load_pretrained
 from common.nets.zoo import ModelConfig, build_model
-from common.predict.fast import for_inference
 from common.score.metrics import protocol_named
-from common.weights import Trained, load_weights
+from common.weights import load_weights
 from data import build_reader
 from data.dataset import TwoHandDataset
 from data.schema import Reader
@@ -97,15 +96,6 @@ def build_validation(config: Config, hand_model: HandModel, process: Process) ->
     dataset.reader = EvenSubset(dataset.reader, config.data.val_samples)
     return lambda model, mean_joints: Evaluator(partial(predict, model), dataset, mean_joints, settings=config.test,
                                                 workers=config.data.workers, process=process)
-
-
-def build_inference_model(config: Config, hand_model: HandModel, trained: Trained, where: str,
-                          device: torch.device) -> nn.Module:
-    """The trained network of the file `where`, prepared for prediction as the section `test` says."""
-    check_same_model(hand_model.identity, trained.hand_model, where)
-    model = build_trained_model(config.model, hand_model, trained.model, where).to(device)
-    return for_inference(model, hand_model, precision=config.test.precision, compile_mode=config.test.compile,
-                         channels_last=config.test.channels_last, flip_test=config.test.flip_test)
 
 
 # ---------------------------------------------------------------- weights

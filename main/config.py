@@ -101,7 +101,7 @@ class TestConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: CompileMode = ""
     channels_last: bool = False
-    flip_test: bool = False                 # predict the mirrored picture too, and average; see common.predict.flip
+    flip_test: bool = False                 # predict the mirrored image too, and average; see common.predict.flip
     protocol: str = fixes("score", "lgnet")  # whose numbers are printed and drawn; see common.score.metrics.PROTOCOLS
     pck_exclude_root: bool = False          # leave the aligned joint out of PCK and AUC
     pck_strict: bool = False                # PCK counts errors below the threshold, not those equal to it

@@ -1,12 +1,12 @@
 """Reconstruct both hands in photographs.
 
-    python demo.py                                      # the pictures that come with the repository
+    python demo.py                                      # the images that come with the repository
     python demo.py --input FOLDER_OR_IMAGE --output DIR [--boxes FILE.json] [--gpu 0]
 
 The network is the one that comes with the repository, unless --test_epoch or --checkpoint names another.
-For each picture: overlay/NAME.png, side/NAME.png, panel/NAME.png (both beside the photograph),
-meshes/NAME_{right,left}.obj and params/NAME_{right,left}.json. One line for each picture tells what became of it.
-The folders of RGB2Hands and EgoHands are recognised and bring their own boxes. Exit code 4: some pictures could not
+For each image: overlay/NAME.png, side/NAME.png, panel/NAME.png (both beside the photograph),
+meshes/NAME_{right,left}.obj and params/NAME_{right,left}.json. One line for each image tells what became of it.
+The folders of RGB2Hands and EgoHands are recognised and bring their own boxes. Exit code 4: some images could not
 be used.
 """
 
@@ -38,7 +38,7 @@ EXAMPLES = ROOT / "common" / "assets" / "examples"
 
 
 def demo(args: argparse.Namespace, process: Process) -> int:
-    """Reconstruct this process's share of the pictures."""
+    """Reconstruct this process's share of the images."""
     if isinstance(sys.stdout, TextIOWrapper):           # a name may have letters that the terminal has not
         sys.stdout.reconfigure(errors="backslashreplace")
     boxes = read_boxes(args.boxes) if args.boxes else {}
@@ -51,12 +51,12 @@ def demo(args: argparse.Namespace, process: Process) -> int:
     if process.is_main and path == SHIPPED:
         print(introduction(network.trained.metrics))
     if process.is_main and folder.without_box:
-        print(f"{len(folder.without_box)} of {len(folder)} pictures have no box and are used whole. LGNet expects both "
-              f"hands to fill about {network.predictor.box_ratio:.0%} of the picture: see --boxes.")
+        print(f"{len(folder.without_box)} of {len(folder)} images have no box and are used whole. LGNet expects both "
+              f"hands to fill about {network.predictor.box_ratio:.0%} of the image: see --boxes.")
 
     failed = 0
     for index in tqdm(range(process.rank, len(folder), process.world_size), "demo", disable=not process.is_main):
-        label = folder.pictures[index].label
+        label = folder.images[index].label
         try:
             photo = folder.read(index)
         except BadSample as bad:
@@ -70,7 +70,7 @@ def demo(args: argparse.Namespace, process: Process) -> int:
 
     failed = sum(process.gather(failed))
     if process.is_main:
-        print(f"{len(folder) - failed} of {len(folder)} pictures reconstructed in {args.output}: see panel/ there.")
+        print(f"{len(folder) - failed} of {len(folder)} images reconstructed in {args.output}: see panel/ there.")
     return EXIT_SOME_FAILED if failed else EXIT_OK
 
 
@@ -84,7 +84,7 @@ def chosen_file(args: argparse.Namespace) -> Path:
 def introduction(metrics: dict[str, Any] | None) -> str:
     """One line on the weights that come with the repository.
 
-    metrics: as in `common.weights.Facts`.
+    metrics: as in `common.weights.Metadata`.
     """
     scores = "not measured" if metrics is None else (
         f"MPJPE {metrics['mpjpe']:.2f} mm on {metrics['samples']} rendered test samples, protocol "

@@ -14,14 +14,15 @@ from common.exchange.predictions import Origin, PredictionWriter, join_parts
 from common.files import ROOT
 from common.score.plots import write_curves
 from main.arguments import test_parser
-from main.build import build_dataset, build_hand_model, build_inference_model
-from main.config import changed_config, config_from_dict, config_to_dict, mano_overrides, refuse_changes
+from main.build import build_dataset
+from main.config import config_to_dict, mano_overrides
 from main.engine.batches import predict
 from main.engine.evaluator import Evaluator, report, samples_sha256, write_samples
 from main.engine.processes.launch import Process, launch
 from main.engine.run.lock import run_lock
 from main.engine.run.log import start_log
-from main.engine.run.snapshots import best_epoch, load_trained, snapshot_path
+from main.engine.run.snapshots import best_epoch, snapshot_path
+from main.network import load_network
 
 
 def test(output: Path, which: int | Literal["best"] | Path, overrides: list[str], dump: Path | None,
@@ -38,17 +39,11 @@ def test(output: Path, which: int | Literal["best"] | Path, overrides: list[str]
 def score(output: Path, which: int | Path, overrides: list[str], dump: Path | None, predictions: Path | None,
           process: Process) -> int:
     path = which if isinstance(which, Path) else snapshot_path(output / "model_dump", which)
-    trained = load_trained(path)
+    predictor, config, trained = load_network(path, overrides, process.device)
     process.refuse_difference("snapshot", f"{path.name} with sha256 {trained.sha256[:12]}")
-    stored = config_from_dict(trained.config)
-    config = changed_config(stored, overrides)
-    refuse_changes(stored, config, str(path))
-
-    hand_model = build_hand_model(config.hand_model)
-    model = build_inference_model(config, hand_model, trained, str(path), process.device)
-    dataset = build_dataset(config, hand_model, config.data.testset, config.data.test_split)
+    dataset = build_dataset(config, predictor.hand_model, config.data.testset, config.data.test_split)
     writer = PredictionWriter(predictions, process.rank) if predictions else None
-    evaluator = Evaluator(partial(predict, model), dataset, trained.mean_joints, settings=config.test,
+    evaluator = Evaluator(partial(predict, predictor.model), dataset, trained.mean_joints, settings=config.test,
                           workers=config.data.workers, process=process, save=writer.add if writer else None)
     tally = evaluator.run()
     assert tally is not None, "nothing stops a test"
@@ -64,10 +59,10 @@ def score(output: Path, which: int | Path, overrides: list[str], dump: Path | No
     data = {"name": config.data.testset, "split": config.data.test_split, "root": Path(config.data.root).name,
             "filter": config.data.filter, "box_source": config.data.box_source,
             "samples_sha256": samples_sha256(evaluator.size, evaluator.sample_id)}
-    facts = {"curves": curves, "data": data, "hand_model": trained.hand_model, "checkpoint": path.name,
+    metadata = {"curves": curves, "data": data, "hand_model": trained.hand_model, "checkpoint": path.name,
              "checkpoint_sha256": trained.sha256, "epoch": None if which == path else which,
              "config": config_to_dict(config)}
-    code = report(evaluator.scores(), facts, output / "result")
+    code = report(evaluator.scores(), metadata, output / "result")
     if dump:
         write_samples(dump, tally, evaluator.sample_id)
     return code

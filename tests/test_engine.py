@@ -51,7 +51,7 @@ def test_every_loss_term_is_in_the_text_log_and_in_tensorboard(dataset, tmp_path
     tags = events.Tags()["scalars"]
     for name in ("total", "mesh", "laplacian", "joint_25d", "shape"):
         assert f"loss/{name} " in text and f"loss/{name}" in tags
-    assert {"mm/rough", "mm/final", "grad_norm"} <= set(tags)
+    assert {"mm/coarse", "mm/final", "grad_norm"} <= set(tags)
 
 
 # ---------------------------------------------------------------- testing

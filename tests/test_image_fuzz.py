@@ -155,7 +155,7 @@ import numpy as np
 
 folder = ImageFolder(Path(sys.argv[1]), {})
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-for index, picture in enumerate(folder.pictures):
+for index, picture in enumerate(folder.images):
     try:
         photo = folder.read(index)
         assert photo.image.ndim == 3 and photo.image.dtype == "uint8"

@@ -13,7 +13,7 @@ from scipy.io import savemat
 from common.errors import UserError
 from data.frames.boxes import read_boxes
 from data.frames.folder import ImageFolder, unique_names
-from data.frames.sources import find_pictures
+from data.frames.sources import find_images
 
 
 def write_picture(path: Path, width: int = 64, height: int = 48) -> None:
@@ -22,11 +22,11 @@ def write_picture(path: Path, width: int = 64, height: int = 48) -> None:
 
 
 def names_of(root: Path) -> list[str]:
-    return [picture.name for picture in find_pictures(root)]
+    return [picture.name for picture in find_images(root)]
 
 
 def boxes_of(root: Path) -> dict[str, tuple | None]:
-    return {picture.name: picture.box for picture in find_pictures(root)}
+    return {picture.name: picture.box for picture in find_images(root)}
 
 
 # ---------------------------------------------------------------- any folder
@@ -56,14 +56,14 @@ def test_one_file_is_a_source_whatever_its_name_ends_in(tmp_path):
 def test_a_source_without_pictures_is_an_error(tmp_path, name):
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(UserError, match="--input"):
-        find_pictures(tmp_path / name)
+        find_images(tmp_path / name)
 
 
 def test_ten_thousand_pictures_are_listed_without_opening_one(tmp_path):
     for number in range(10_000):
         os.mknod(tmp_path / f"{number}.jpg")
     folder = ImageFolder(tmp_path, {})
-    assert [picture.name for picture in folder.pictures[:3]] == ["0.jpg", "1.jpg", "2.jpg"]
+    assert [picture.name for picture in folder.images[:3]] == ["0.jpg", "1.jpg", "2.jpg"]
     assert folder.names[-1] == "9999" and len(set(folder.names)) == 10_000
 
 
@@ -141,7 +141,7 @@ def test_a_damaged_annotation_is_named_with_its_line(tmp_path, text):
     file = tmp_path / "seq01_crossed" / "annotation" / "annot2D_color" / "2_color2.5D.txt"
     file.write_text(text)
     with pytest.raises(UserError, match="line 2") as caught:
-        find_pictures(tmp_path)
+        find_images(tmp_path)
     assert str(file) in caught.value.message
 
 
@@ -217,7 +217,7 @@ def test_polygons_of_another_number_of_frames_are_refused(tmp_path):
     video = tmp_path / "_LABELLED_SAMPLES" / "CARDS_COURTYARD_B_T"
     (video / "frame_0009.jpg").unlink()
     with pytest.raises(UserError, match="polygons of 3 frames, its folder 2"):
-        find_pictures(tmp_path)
+        find_images(tmp_path)
 
 
 def _half(path: Path) -> None:
@@ -240,7 +240,7 @@ def test_a_damaged_mat_file_is_named(tmp_path, damage, name):
     damage(tmp_path / name)
     source = tmp_path if name == "metadata.mat" else (tmp_path / name).parent
     with pytest.raises(UserError, match="is not the file of EgoHands") as caught:
-        find_pictures(source)
+        find_images(source)
     assert str(tmp_path / name) in caught.value.message
 
 
@@ -250,7 +250,7 @@ def test_boxes_of_a_user_win_and_the_others_stay(tmp_path):
     write_egohands(tmp_path)
     (tmp_path / "boxes.json").write_text(json.dumps({"PUZZLE_OFFICE_T_S/frame_0007.jpg": [1, 1, 9, 9]}))
     folder = ImageFolder(tmp_path, read_boxes(tmp_path / "boxes.json"))
-    boxes = {picture.name: picture.box for picture in folder.pictures}
+    boxes = {picture.name: picture.box for picture in folder.images}
     assert boxes == EGOHANDS | {"PUZZLE_OFFICE_T_S/frame_0007.jpg": (1, 1, 9, 9)}
     assert [picture.name for picture in folder.without_box] == ["CARDS_COURTYARD_B_T/frame_1002.jpg"]
 
@@ -264,4 +264,4 @@ def test_a_picture_of_a_data_set_is_read_with_its_box(tmp_path):
 def test_a_name_is_one_line_of_text_whatever_it_is_made_of(tmp_path):
     write_picture(tmp_path / "höhe 手.png")
     (tmp_path / "new\nline\udcff.png").write_bytes(b"")
-    assert [picture.label for picture in find_pictures(tmp_path)] == ["höhe 手.png", r"new\nline\udcff.png"]
+    assert [picture.label for picture in find_images(tmp_path)] == ["höhe 手.png", r"new\nline\udcff.png"]

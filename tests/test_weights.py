@@ -24,7 +24,7 @@ from common.errors import UserError
 from common.nets.pretrained import load_pretrained
 from common.nets.resnet import ResNet
 from common.nets.zoo import build_model
-from common.weights import SHIPPED, VERSION, Facts, read_weights, write_weights
+from common.weights import SHIPPED, VERSION, Metadata, read_weights, write_weights
 from main.config import config_from_dict
 from main.engine.run.record import Start
 from main.engine.run.snapshots import load_snapshot, save_snapshot
@@ -32,7 +32,7 @@ from main.network import load_network
 from tool import export_weights
 
 CPU = torch.device("cpu")
-FACTS = Facts(version=VERSION, config={"output": "output"}, hand_model={"name": "builtin", "sha256": "0" * 64},
+METADATA = Metadata(version=VERSION, config={"output": "output"}, hand_model={"name": "builtin", "sha256": "0" * 64},
               training={"epochs": 1}, metrics=None, torch_version="any")
 
 
@@ -57,7 +57,7 @@ def small(tmp_path) -> Path:
     """A file of few numbers, in all else like any other."""
     torch.manual_seed(0)
     write_weights(tmp_path / "small.safetensors", {"a.weight": torch.randn(8, 8), "a.count": torch.tensor(3)},
-                  torch.zeros(2, 21, 3), FACTS)
+                  torch.zeros(2, 21, 3), METADATA)
     return tmp_path / "small.safetensors"
 
 
@@ -168,7 +168,8 @@ def test_a_file_tells_how_the_weights_were_trained_that_its_own_training_started
 
 def test_numbers_too_large_for_half_precision_are_not_written(tmp_path):
     with pytest.raises(UserError, match="do not fit into half precision, the first is 'a.weight'"):
-        write_weights(tmp_path / "x.safetensors", {"a.weight": torch.tensor([70_000.0])}, torch.zeros(2, 21, 3), FACTS)
+        write_weights(tmp_path / "x.safetensors", {"a.weight": torch.tensor([70_000.0])}, torch.zeros(2, 21, 3),
+                      METADATA)
     assert not list(tmp_path.iterdir())
 
 
@@ -214,7 +215,7 @@ def with_header(header: bytes, size: int | None = None) -> bytes:
 
 
 def facts_text(**changes: object) -> str:
-    return json.dumps(msgspec.to_builtins(FACTS) | changes)
+    return json.dumps(msgspec.to_builtins(METADATA) | changes)
 
 
 def stored(metadata: dict[str, str] | None, **tensors: torch.Tensor) -> bytes:
@@ -279,7 +280,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 def test_tensors_of_another_network_are_refused(exported, tmp_path, change, reason):
     found = read_weights(exported)
     with safetensors.safe_open(exported, framework="np") as file:
-        facts = msgspec.json.decode(file.metadata()["lgnet"], type=Facts)
+        facts = msgspec.json.decode(file.metadata()["lgnet"], type=Metadata)
     tensors = found.model
     change(tensors)
     write_weights(tmp_path / "other.safetensors", tensors, found.mean_joints, facts)

@@ -1,11 +1,11 @@
 """Index InterHand2.6M's annotations, and say what they hold.   python tool/build_index.py DATA_ROOT [--dark]
 
 Training and testing build a missing index themselves; this does it beforehand, for all splits. `--dark` also reads the
-pictures of interacting frames and notes how bright they are, so that the filter ih_hm can leave out the black ones, as
+images of interacting frames and notes how bright they are, so that the filter ih_hm can leave out the black ones, as
 papers do. Both are done once: what is up to date is left as it is, and an interrupted --dark goes on where it stopped.
 The index lies beside the annotations, or in $LGNET_CACHE (~/.cache/lgnet) where that folder cannot be written.
 
-Exit code 4 if pictures could not be read.
+Exit code 4 if images could not be read.
 """
 
 import _bootstrap
@@ -51,8 +51,8 @@ def _parse_args() -> argparse.Namespace:
     parser.add_argument("root", type=Path, help="the folder that holds 'annotations' and 'images'")
     parser.add_argument("--split", nargs="+", choices=SPLITS, default=[], help="left out: all that are there")
     parser.add_argument("--force", action="store_true", help="build again even if nothing has changed")
-    parser.add_argument("--dark", action="store_true", help="measure how bright the pictures are")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that read pictures")
+    parser.add_argument("--dark", action="store_true", help="measure how bright the images are")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that read images")
     return parser.parse_args()
 
 
@@ -71,7 +71,7 @@ def _layouts(root: Path, splits: list[str]) -> list[tuple[str, Layout]]:
 def _size(annotations: Annotations) -> str:
     folder = annotations.index.folder
     size = sum(file.stat().st_size for file in folder.iterdir())
-    return (f"{len(annotations.samples.annotation_id)} annotations of {len(annotations.images.image_id)} pictures, "
+    return (f"{len(annotations.samples.annotation_id)} annotations of {len(annotations.images.image_id)} images, "
             f"{len(annotations.frames.frame)} time steps, {len(annotations.cameras.name)} cameras; "
             f"index of {size / 1e6:.1f} MB in {folder}")
 

@@ -148,7 +148,7 @@ def _add_arguments(parser: argparse.ArgumentParser, direction: str, form: str) -
                         help="what the predictions are for: data.testset=HIC data.test_split=test")
     if form == "interwild":
         if direction == "import":
-            parser.add_argument("--suffix", default=".jpg", help="of pictures that a file does not name")
+            parser.add_argument("--suffix", default=".jpg", help="of images that a file does not name")
         return
     parser.add_argument("--unit", choices=METRES, default="m", help="of lengths")
     parser.add_argument("--left_hand", choices=["own", "mirrored"], default="own",

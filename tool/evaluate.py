@@ -53,7 +53,7 @@ def main() -> int:
     scores = tally.scores(protocol, unusable=bad.reasons(), allow_missing=args.allow_missing)
 
     folder = args.output or args.file.with_name(f"{args.file.stem}_scores")
-    facts = {
+    metadata = {
         "curves": write_curves(tally, protocol, folder / "curves", config.test.bins),
         "data": {"name": file.origin.dataset, "split": file.origin.split, "root": Path(config.data.root).name,
                  "filter": config.data.filter, "box_source": config.data.box_source,
@@ -62,7 +62,7 @@ def main() -> int:
         "predictions": {"file": args.file.name, "sha256": sha256_of(args.file), "samples": len(file)},
         "test": asdict(config.test),
     }
-    write_json(folder / "metrics.json", finite_or_none(plain(scores) | facts))
+    write_json(folder / "metrics.json", finite_or_none(plain(scores) | metadata))
     return _report(scores, folder)
 
 
@@ -120,7 +120,7 @@ def score(file: PredictionFile, rows: np.ndarray, dataset: TwoHandDataset, confi
     layer = ManoLayer(reader.hand_model)
     scorer = Scorer(reader.hand_model.regressor, len(reader), reader.sample_id,
                     pck=PckOptions(config.test.pck_exclude_root, config.test.pck_strict))
-    # The pictures are read too: test.py leaves out samples whose picture is damaged or black.
+    # The images are read too: test.py leaves out samples whose image is damaged or black.
     keys = [(0, index) for index in np.flatnonzero(rows >= 0).tolist()]
     loader = build_loader(dataset, keys, batch_size=config.test.batch_size, workers=config.data.workers,
                           device=bad.process.device, drop_last=False)
@@ -148,7 +148,7 @@ def _report(scores: Scores, folder: Path) -> int:
     if counts.not_finite:
         print(f"{counts.not_finite} samples have predictions that are not finite.", file=sys.stderr)
     if counts.unusable:
-        print(f"{counts.unusable} samples cannot be used and are in no figure: {scores.unusable}.", file=sys.stderr)
+        print(f"{counts.unusable} samples cannot be used and are in no mean: {scores.unusable}.", file=sys.stderr)
     return EXIT_SOME_FAILED if counts.not_finite or counts.unusable else EXIT_OK
 
 

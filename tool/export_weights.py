@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from common.errors import EXIT_OK, UserError, run_entry_point
 from common.files import ROOT, stored_sha256
 from common.score.scores import plain, read_result
-from common.weights import VERSION, WEIGHTS_SUFFIX, Facts, read_weights, write_weights
+from common.weights import VERSION, WEIGHTS_SUFFIX, Metadata, read_weights, write_weights
 from main.config import changed_config, config_from_dict, config_to_dict, refuse_changes
 from main.engine.run.provenance import portable
 from main.engine.run.record import RECORD_FILE, Start, read_record
@@ -35,12 +35,12 @@ def main() -> int:
     refuse_changes(stored, config, str(args.snapshot))
     if run.start is None:
         print("There is no record of the run: the file will not tell which data and which program made these weights.")
-    facts = Facts(
+    metadata = Metadata(
         version=VERSION, config=portable(config_to_dict(config)), hand_model=snapshot.hand_model,
         training=training(run), metrics=args.metrics and measured(args.metrics, run.sha256),
         torch_version=snapshot.torch_version,
     )
-    write_weights(args.out, snapshot.model, snapshot.mean_joints, facts)
+    write_weights(args.out, snapshot.model, snapshot.mean_joints, metadata)
     print(f"{args.out}: {sum(value.numel() for value in snapshot.model.values()) / 1e6:.1f} M numbers, "
           f"{args.out.stat().st_size / 1e6:.1f} MB, sha256 {stored_sha256(args.out)}")
     return EXIT_OK
@@ -84,7 +84,7 @@ def _training_before(start_from: str) -> dict[str, Any] | None:
 
 
 def measured(path: Path, sha256: str) -> dict[str, Any]:
-    """The main figures of a metrics.json; UserError if it belongs to another snapshot than that with this SHA-256."""
+    """The main numbers of a metrics.json; UserError if it belongs to another snapshot than that with this SHA-256."""
     result = read_result(path)
     if result.checkpoint_sha256 != sha256:
         raise UserError(f"{path} is of another snapshot (sha256 {result.checkpoint_sha256[:12]} instead of "

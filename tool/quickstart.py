@@ -1,5 +1,5 @@
-"""Reconstruct pictures with the shipped weights; then render a small set, train on it, measure, and reconstruct
-pictures of its test split.   bash tool/quickstart.sh
+"""Reconstruct images with the shipped weights; then render a small set, train on it, measure, and reconstruct
+images of its test split.   bash tool/quickstart.sh
 
 Every step reuses what an earlier run left. To start over, delete the output folder (output/quickstart).
 """
@@ -67,7 +67,7 @@ def main() -> int:
             return code
         if name == "demo":
             print(f"Two hands after {minutes[name]:.1f} minutes, with the shipped weights: {first / 'panel'}\n"
-                  "What follows trains these weights further, on pictures rendered here.", flush=True)
+                  "What follows trains these weights further, on images rendered here.", flush=True)
     print_summary(output, first, minutes)
     return 0
 
@@ -80,7 +80,7 @@ def precision() -> list[str]:
 
 
 def choose_photos(config: Config, folder: Path) -> None:
-    """Copy pictures spread over the test split into a folder, with their boxes in boxes.json."""
+    """Copy images spread over the test split into a folder, with their boxes in boxes.json."""
     hand_model = load_hand_model(config.hand_model.name, config.hand_model.path)
     reader = build_reader(config.data.testset, root=ROOT / config.data.root, split=config.data.test_split,
                           hand_model=hand_model, filter=config.data.filter, box_source=config.data.box_source)
@@ -96,19 +96,19 @@ def choose_photos(config: Config, folder: Path) -> None:
 
 
 def print_summary(output: Path, shipped: Path, minutes: dict[str, float]) -> None:
-    """What was measured, how long it took and where the pictures are."""
+    """What was measured, how long it took and where the images are."""
     before, after = (read_result(folder / "result" / "metrics.json") for folder in (shipped, output))
     mpjpe, mpvpe, mrrpe, coarse, shipped_mpjpe, mean_pose = (
-        "none" if value is None else f"{value:.2f}"             # no picture may show both hands
+        "none" if value is None else f"{value:.2f}"             # no image may show both hands
         for value in (after.printed.mpjpe, after.printed.mpvpe, after.printed.mrrpe, after.rough.mpjpe,
                       before.printed.mpjpe, after.baseline.mean_pose.mpjpe))
     spent = ", ".join(f"{step} {value:.1f}" for step, value in minutes.items())
     print(f"""
 Quickstart took {sum(minutes.values()):.1f} minutes ({spent}).
-Held-out rendered pictures, protocol '{after.protocol}', {after.counts.samples} samples, mm, lower is better:
+Held-out rendered images, protocol '{after.protocol}', {after.counts.samples} samples, mm, lower is better:
   MPJPE {mpjpe}   MPVPE {mpvpe}   MRRPE {mrrpe}
   coarse mesh {coarse}; the shipped weights {shipped_mpjpe}; the mean pose {mean_pose}
-Pictures: {output / "demo" / "panel"} (photograph, overlay, side view); meshes and parameters beside it""")
+Images: {output / "demo" / "panel"} (photograph, overlay, side view); meshes and parameters beside it""")
 
 
 if __name__ == "__main__":

@@ -186,7 +186,7 @@ def _moved(predictions: Predictions, by: np.ndarray) -> Predictions:
 def mirrored_left(form: Form) -> Form:
     """The form with its left hands seen in a mirror across x = 0; twice gives the form again.
 
-    For models that know right hands only: they see a mirrored picture and keep its left hand as a right one.
+    For models that know right hands only: they see a mirrored image and keep its left hand as a right one.
     `relative` stays, because it belongs to both hands.
     """
     turned = {}

@@ -1,4 +1,4 @@
-"""Hands as InterWild's demo writes them: two JSON files of parameters for each picture.
+"""Hands as InterWild's demo writes them: two JSON files of parameters for each image.
 
 `NAME_right.json` and `NAME_left.json` hold `root_pose` (3), `hand_pose` (45), `shape` (10) and `root_trans` (3):
 axis-angles in radian with flat_hand_mean=False, and where the wrist regressed from the posed mesh ends up, in metres,
@@ -36,7 +36,7 @@ def read_interwild(folder: Path, model: HandModel, suffix: str = ".jpg") -> Pred
             name = file.relative_to(folder).as_posix().removesuffix(f"_{hand.label}.json")
             hands = found.setdefault(image or f"{name}{suffix}", {})
             if hand in hands:
-                raise UserError(f"{file} is the second {hand.label} hand of '{image}'.", "Keep one for each picture.")
+                raise UserError(f"{file} is the second {hand.label} hand of '{image}'.", "Keep one for each image.")
             hands[hand] = numbers
     if not found:
         raise UserError(f"{folder} holds no NAME_right.json and no NAME_left.json.")
@@ -83,7 +83,7 @@ def _file_of(folder: Path, image: str, hand: Hand) -> Path:
 
 
 def _read_hand(file: Path, hand: Hand, model: HandModel) -> tuple[np.ndarray, str]:
-    """The numbers of one file (61,), and the picture that it names or ""."""
+    """The numbers of one file (61,), and the image that it names or ""."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -52,7 +52,7 @@ class PackedLinear(nn.Module):
 
 class PackedConv2d(nn.Module):
     """nn.Conv2d by oneDNN, on a CPU. It brings the weights into oneDNN's layout at the first call, when it sees how
-    large the maps are; nn.Conv2d does so at every call, which for one picture takes as long as the convolution.
+    large the maps are; nn.Conv2d does so at every call, which for one image takes as long as the convolution.
     """
 
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype):

@@ -86,8 +86,8 @@ def _draw_pck(axes: Axes, curve: PckCurve, protocol: Protocol, options: PckOptio
     axes.fill_between(THRESHOLDS, 100 * curve.low, 100 * curve.high, color=_COLOR, alpha=0.2, linewidth=0)
     axes.plot(THRESHOLDS, 100 * curve.share, color=_COLOR, linewidth=1.2)
     root = ", without the root" if options.exclude_root else ""
-    facts = f"protocol {protocol.name}{root}\nAUC {curve.auc:.2f} %, {curve.count:,} joints\nband: 95 % interval"
-    axes.text(0.97, 0.05, facts, transform=axes.transAxes, ha="right", va="bottom", fontsize=7)
+    legend = f"protocol {protocol.name}{root}\nAUC {curve.auc:.2f} %, {curve.count:,} joints\nband: 95 % interval"
+    axes.text(0.97, 0.05, legend, transform=axes.transAxes, ha="right", va="bottom", fontsize=7)
     axes.set(xlim=(0, AUC_END), ylim=(0, 100), xlabel="Error threshold (mm)",
              ylabel=f"Joints {'below' if options.strict else 'within'} the threshold (%)")
     axes.grid(linewidth=0.3, alpha=0.5)

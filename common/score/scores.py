@@ -86,7 +86,7 @@ class MeanErrors(Struct, frozen=True):
 
 
 class Baseline(Struct, frozen=True):
-    """What predicts without looking at the picture."""
+    """What predicts without looking at the image."""
 
     mean_pose: MeanErrors
 

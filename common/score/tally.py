@@ -178,7 +178,7 @@ class Tally:
             first = f" (the first is number {missing[0]})" if len(missing) else ""
             raise UserError(f"{len(missing)} of {len(self.scored)} samples have no prediction{first}, and "
                             f"{self.missing_hands} annotated hands of the others have none.",
-                            "Predict all of them, or leave them out of every figure with --allow_missing.")
+                            "Predict all of them, or leave them out of every mean with --allow_missing.")
         protocols = {protocol.name: self.protocol_scores(protocol) for protocol in self.protocols}
         return Scores(
             protocols=protocols,

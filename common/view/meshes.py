@@ -43,6 +43,6 @@ def hand_params(hands: TwoHands, hand: Hand, model: HandModel) -> dict[str, Any]
         "hand": hand.label,
         "units": POSE_UNITS,
         "frame": FRAME,
-        "convention": f"{POSE_CONVENTION} Posing gives the rough mesh; the OBJ holds the refined mesh.",
+        "convention": f"{POSE_CONVENTION} Posing gives the coarse mesh; the OBJ holds the refined mesh.",
         "hand_model": model.identity,
     }

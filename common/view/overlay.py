@@ -1,4 +1,4 @@
-"""Pictures of both hands: over the photograph, and from the side. Right orange, left blue.
+"""Images of both hands: over the photograph, and from the side. Right orange, left blue.
 
 Legend: 2 the hand axis · V 778 vertices · F 1538 faces · H, W the canvas. Canvas points are (x px, y px, depth m).
 """
@@ -42,20 +42,20 @@ def paint_hands(background: np.ndarray, points: Tensor, normals: Tensor, faces: 
     points: (2, V, 3) on the canvas, whose first pixel has its centre at (0, 0); depths of both hands are comparable.
     normals: (2, V, 3) unit, camera axes.  faces: (2, F, 3).
     """
-    picture = background.copy()
-    size = torch.tensor([picture.shape[1], picture.shape[0]])
+    image = background.copy()
+    size = torch.tensor([image.shape[1], image.shape[0]])
     low = (points[..., :2].amin(dim=(0, 1)).floor() - 1).clamp(min=0).minimum(size).int().tolist()
     high = (points[..., :2].amax(dim=(0, 1)).ceil() + 2).clamp(min=0).minimum(size).int().tolist()
     if high[0] <= low[0] or high[1] <= low[1]:
-        return picture
-    window = picture[low[1]:high[1], low[0]:high[0]]
+        return image
+    window = image[low[1]:high[1], low[0]:high[0]]
     local = points - points.new_tensor([*low, 0])
     layer = _shaded_layer(local, normals, faces, height=window.shape[0], width=window.shape[1])
     color, alpha = layer[:3], layer[3:] * opacity                             # (3, h, w), (1, h, w)
     under = torch.from_numpy(window).permute(2, 0, 1) / 255
     blended = color * opacity + under * (1 - alpha)
     window[:] = (blended.permute(1, 2, 0) * 255).round().byte().numpy()
-    return picture
+    return image
 
 
 def side_view(vertices: np.ndarray, faces: Tensor, size: int) -> np.ndarray:

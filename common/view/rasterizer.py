@@ -63,8 +63,8 @@ def rasterize(vertices_px: Tensor, faces: Tensor, height: int, width: int, facin
 def interpolate(attributes: Tensor, faces: Tensor, fragments: Fragments) -> Tensor:
     """Vertex attributes (B, V, C) or (V, C) at every pixel: (B, H, W, C), 0 where empty."""
     pixel, values = interpolate_covered(attributes.expand(len(fragments.face), -1, -1), faces, fragments)
-    picture = values.new_zeros(fragments.face.numel(), len(values))
-    return picture.index_put((pixel,), values.T).view(*fragments.face.shape, -1)
+    image = values.new_zeros(fragments.face.numel(), len(values))
+    return image.index_put((pixel,), values.T).view(*fragments.face.shape, -1)
 
 
 def interpolate_covered(attributes: Tensor, faces: Tensor, fragments: Fragments) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ class Samples(NamedTuple):
 
 
 class Images(NamedTuple):
-    """One row for each picture, in the order of the file."""
+    """One row for each image, in the order of the file."""
 
     image_id: np.ndarray        # (M,) int64
     names: np.ndarray           # (bytes,) uint8    all file names, one after the other, UTF-8
@@ -85,12 +85,12 @@ class Annotations:
         return bits.reshape(len(Hand), NUM_JOINTS).astype(bool)
 
     def file_name(self, image_row: int) -> str:
-        """A picture's path below the folder of its split."""
+        """An image's path below the folder of its split."""
         start = self.images.name_end[image_row - 1] if image_row else 0
         return self.images.names[start:self.images.name_end[image_row]].tobytes().decode()
 
     def brightness(self) -> np.ndarray:
-        """Mean of each picture over all channels, 0 to 255, (M,) float32; NaN where it has not been measured."""
+        """Mean of each image over all channels, 0 to 255, (M,) float32; NaN where it has not been measured."""
         measured = self.index.extra_column(BRIGHTNESS)
         unknown = np.broadcast_to(np.float32(np.nan), self.images.image_id.shape)     # takes no memory
         return unknown if measured is None else measured

@@ -1,4 +1,4 @@
-"""How bright pictures are, measured once and kept in the index: some of InterHand2.6M are black."""
+"""How bright images are, measured once and kept in the index: some of InterHand2.6M are black."""
 
 import multiprocessing
 import signal
@@ -13,14 +13,14 @@ from data.InterHand26M.annotations import BRIGHTNESS, Annotations
 from data.InterHand26M.filters import choose
 from data.InterHand26M.layout import Layout
 
-_SAVE_EVERY = 20_000    # pictures: what an interruption can lose
+_SAVE_EVERY = 20_000    # images: what an interruption can lose
 
 
 def measure_brightness(annotations: Annotations, layout: Layout, split: str, workers: int) -> dict[Path, str]:
-    """Measure the pictures that the filter ih_hm asks about and that were not measured before.
+    """Measure the images that the filter ih_hm asks about and that were not measured before.
 
-    Returns the pictures that could not be read, each with the reason; they stay unmeasured. An interrupted run goes
-    on where it stopped, give or take some thousand pictures. Raises UserError where the index cannot be written.
+    Returns the images that could not be read, each with the reason; they stay unmeasured. An interrupted run goes
+    on where it stopped, give or take some thousand images. Raises UserError where the index cannot be written.
     """
     brightness = annotations.brightness().copy()
     rows = annotations.samples.image_row[choose(annotations, layout, split, "ih_hm", "vertices").rows]
@@ -30,7 +30,7 @@ def measure_brightness(annotations: Annotations, layout: Layout, split: str, wor
     if not paths:
         return failures
     try:
-        results = tqdm(_means(paths, workers), total=len(paths), unit="picture", desc="measuring brightness")
+        results = tqdm(_means(paths, workers), total=len(paths), unit="image", desc="measuring brightness")
         for count, (row, path, mean) in enumerate(zip(rows.tolist(), paths, results, strict=True), 1):
             if isinstance(mean, str):
                 failures[path] = mean

@@ -1,7 +1,7 @@
 """What one entry of each of InterHand2.6M's JSON files holds, checked as it is read.
 
 A file is first split into its entries without looking into them; then they are decoded one at a time. So a file of a
-million pictures never becomes a tree of Python objects, and what is wrong is named by file, key and annotation.
+million images never becomes a tree of Python objects, and what is wrong is named by file, key and annotation.
 JSON's rules hold: NaN and Infinity are refused, and of equal keys in one object the last one counts.
 """
 

@@ -15,7 +15,7 @@ from data.InterHand26M.indexing import FAULTS
 from data.InterHand26M.layout import Layout
 from data.schema import BoxSource, Filter
 
-DARK = 10.0     # mean of a picture below which IntagHand, and who compares with it, leaves it out
+DARK = 10.0     # mean of an image below which IntagHand, and who compares with it, leaves it out
 
 # Frames of the filter ih_hm, as recorded by earlier papers: their "366K" and "261K".
 PUBLISHED_COUNTS = {"train": 366_358, "test": 261_494}
@@ -28,7 +28,7 @@ class Choice(NamedTuple):
     meshes: int                 # hands in these rows that have one
     left_out: dict[str, int]    # reason: number of annotations
     broken: dict[str, np.ndarray]   # reason: rows of Annotations.samples that cannot be right
-    unmeasured: int             # rows that the filter would leave out if it knew their picture to be dark
+    unmeasured: int             # rows that the filter would leave out if it knew their image to be dark
 
 
 def choose(annotations: Annotations, layout: Layout, split: str, filter: Filter, box_source: BoxSource) -> Choice:
@@ -79,7 +79,7 @@ def _box_rules(annotations: Annotations) -> dict[str, np.ndarray]:
     low, extent = annotations.samples.bbox[:, :2], annotations.samples.bbox[:, 2:]
     size = annotations.images.size[annotations.samples.image_row]
     return {"whose bbox has no area": (np.isfinite(extent) & (extent > 0)).all(axis=1),
-            "whose bbox is outside the picture": ((low < size) & (low + extent > 0)).all(axis=1)}
+            "whose bbox is outside the image": ((low < size) & (low + extent > 0)).all(axis=1)}
 
 
 def human_list(layout: Layout, split: str) -> Path | None:

@@ -48,7 +48,7 @@ _Entry = TypeVar("_Entry")
 
 
 class _Images(NamedTuple):
-    """The pictures, and the rows of the cameras and time steps that they name."""
+    """The images, and the rows of the cameras and time steps that they name."""
 
     columns: Columns
     cameras: dict[tuple[int, str], int]

@@ -20,7 +20,7 @@ from data.schema import BoxSource, Filter, Record
 
 log = logging.getLogger(__name__)
 # A box round the joints, so much larger about its centre, is as large as the box round the meshes: 0.995 of it in the
-# mean over rendered pictures, ± 0.08. It is the factor of the data set's own boxes.
+# mean over rendered images, ± 0.08. It is the factor of the data set's own boxes.
 _FLESH = 1.2
 
 
@@ -167,7 +167,7 @@ class InterHand26M:
         left_out = ", ".join(f"{count} {reason}" for reason, count in self.left_out.items() if count)
         mano_file = self.layout.file("MANO_NeuralAnnot")
         missing = "" if mano_file.is_file() else f" (there is no {mano_file.name})"
-        dark = (f"; the brightness of {unmeasured} pictures is not known, dark ones among them are not left out "
+        dark = (f"; the brightness of {unmeasured} images is not known, dark ones among them are not left out "
                 "(python tool/build_index.py ROOT --dark measures it)") if unmeasured else ""
         return (f"{self.name} {split}, filter {filter}: {len(self)} frames from {self.layout.data}, {meshes} hands "
                 f"with a mesh{missing}; left out: {left_out or 'none'}{dark}.")

@@ -1,6 +1,6 @@
-"""The boxes file: `{"file name": [x, y, width, height]}`, one tight box round both hands of each picture.
+"""The boxes file: `{"file name": [x, y, width, height]}`, one tight box round both hands of each image.
 
-Pixels of the picture as a viewer shows it (after the EXIF rotation); x and y are the upper left corner. The frames of a
+Pixels of the image as a viewer shows it (after the EXIF rotation); x and y are the upper left corner. The frames of a
 data set have their sequence in the name: "seq01_crossed/17_color.png".
 """
 

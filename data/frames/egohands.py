@@ -14,14 +14,14 @@ import numpy as np
 
 from common.errors import UserError
 from data.frames.boxes import Box
-from data.frames.listing import Picture, box_round, natural_order, pictures_in
+from data.frames.listing import ImageFile, box_round, images_in, natural_order
 
 _OWN_HANDS = ("myleft", "myright")      # of the person who wears the camera
 
 Boxes = dict[int, Box | None]           # by frame number
 
 
-def pictures(root: Path) -> list[Picture]:
+def images(root: Path) -> list[ImageFile]:
     """The labelled frames under `root`, the data set or one of its videos; none if it is neither.
 
     A frame's box is the tight one round both hands of the person who wears the camera, from metadata.mat, or from the
@@ -42,8 +42,8 @@ def pictures(root: Path) -> list[Picture]:
             for frame in _video(video, boxes[video.name], f"{video.name}/")]
 
 
-def _video(folder: Path, boxes: Boxes, prefix: str) -> list[Picture]:
-    return [picture._replace(box=boxes.get(_number(picture.path))) for picture in pictures_in(folder, prefix)]
+def _video(folder: Path, boxes: Boxes, prefix: str) -> list[ImageFile]:
+    return [image._replace(box=boxes.get(_number(image.path))) for image in images_in(folder, prefix)]
 
 
 def _number(path: Path) -> int:
@@ -61,7 +61,7 @@ def _boxes_of_all(metadata: Path) -> dict[str, Boxes]:
 
 def _boxes_of_video(folder: Path) -> Boxes:
     """Boxes of one video: its polygons are in the order of its frames."""
-    file, numbers = folder / "polygons.mat", [_number(picture.path) for picture in pictures_in(folder)]
+    file, numbers = folder / "polygons.mat", [_number(image.path) for image in images_in(folder)]
     with _reading(file):
         boxes = [_box(frame) for frame in _variable(file, "polygons")]
     if len(boxes) != len(numbers):
@@ -71,7 +71,7 @@ def _boxes_of_video(folder: Path) -> Boxes:
 
 
 def _variable(file: Path, name: str) -> np.ndarray:
-    from scipy.io import loadmat  # imported here so that other pictures do not need it
+    from scipy.io import loadmat  # imported here so that other images do not need it
 
     return loadmat(file, variable_names=[name])[name].ravel()
 

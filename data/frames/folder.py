@@ -1,4 +1,4 @@
-"""Pictures with the boxes that say where in them the hands are."""
+"""Images with the boxes that say where in them the hands are."""
 
 from collections import Counter
 from pathlib import Path
@@ -10,7 +10,7 @@ from common.errors import UserError
 from common.images import BadImage, read_rgb
 from data.checks import BadSample, Reason
 from data.frames.boxes import Box
-from data.frames.sources import find_pictures
+from data.frames.sources import find_images
 
 _MAX_NAME = 180     # bytes; with what is added to it a file name stays below 255
 
@@ -23,45 +23,45 @@ class Photo(NamedTuple):
 
 
 class ImageFolder:
-    """The pictures of a folder, of a data set or of one file, in natural order: see `find_pictures`.
+    """The images of a folder, of a data set or of one file, in natural order: see `find_images`.
 
-    boxes: by name of the picture; they replace those of the data set. A picture without a box is used whole.
+    boxes: by name of the image; they replace those of the data set. An image without a box is used whole.
     """
 
     def __init__(self, path: Path, boxes: dict[str, Box]):
-        found = find_pictures(path)
-        if boxes and not boxes.keys() & {picture.name for picture in found}:
-            raise UserError(f"None of the {len(boxes)} names in the boxes file is a picture in {path}.",
+        found = find_images(path)
+        if boxes and not boxes.keys() & {image.name for image in found}:
+            raise UserError(f"None of the {len(boxes)} names in the boxes file is an image in {path}.",
                             f"The file names '{next(iter(boxes))}', the folder holds '{found[0].name}'.")
-        self.pictures = [picture._replace(box=boxes.get(picture.name, picture.box)) for picture in found]
-        self.names = unique_names([picture.name for picture in found])
-        self.without_box = [picture for picture in self.pictures if picture.box is None]
+        self.images = [image._replace(box=boxes.get(image.name, image.box)) for image in found]
+        self.names = unique_names([image.name for image in found])
+        self.without_box = [image for image in self.images if image.box is None]
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def read(self, index: int) -> Photo:
-        """The picture at a position; BadSample says why it cannot be used."""
-        picture = self.pictures[index]
+        """The image at a position; BadSample says why it cannot be used."""
+        file = self.images[index]
         try:
-            image = read_rgb(picture.path, upright=True)
+            image = read_rgb(file.path, upright=True)
         except BadImage as error:
             raise BadSample(Reason(error.fault), error.detail) from None
         height, width = image.shape[:2]
-        if picture.box is not None:
-            x, y, box_width, box_height = picture.box
+        if file.box is not None:
+            x, y, box_width, box_height = file.box
             if x + box_width <= 0 or y + box_height <= 0 or x >= width or y >= height:
-                raise BadSample(Reason.OUT_OF_FRAME, f"its box {list(picture.box)} lies outside the picture of "
+                raise BadSample(Reason.OUT_OF_FRAME, f"its box {list(file.box)} lies outside the image of "
                                                      f"{width}×{height} pixels")
-        return Photo(image, picture.box)
+        return Photo(image, file.box)
 
 
-def unique_names(pictures: list[str]) -> list[str]:
-    """A name for each picture's results: seq01/7.png gives seq01_7, but a.jpg beside a.png a_jpg.
+def unique_names(images: list[str]) -> list[str]:
+    """A name for each image's results: seq01/7.png gives seq01_7, but a.jpg beside a.png a_jpg.
 
     Case does not count, because it does not on every disk. Long names are cut.
     """
-    paths = [Path(picture.replace("/", "_")) for picture in pictures]
+    paths = [Path(image.replace("/", "_")) for image in images]
     stems = [_cut(path.stem) for path in paths]
     count_of = Counter(stem.casefold() for stem in stems)
     taken, names = set(), []
@@ -77,4 +77,4 @@ def unique_names(pictures: list[str]) -> list[str]:
 
 
 def _cut(stem: str) -> str:
-    return stem.encode(errors="surrogateescape")[:_MAX_NAME].decode(errors="ignore") or "picture"
+    return stem.encode(errors="surrogateescape")[:_MAX_NAME].decode(errors="ignore") or "image"

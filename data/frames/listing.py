@@ -1,4 +1,4 @@
-"""Files that are named like pictures, in the order in which a person would sort them."""
+"""Files that are named like images, in the order in which a person would sort them."""
 
 import re
 from pathlib import Path
@@ -11,8 +11,8 @@ from data.frames.boxes import Box
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
 
-class Picture(NamedTuple):
-    """One file that should be a picture."""
+class ImageFile(NamedTuple):
+    """One file that should be an image."""
 
     name: str           # unique in its source; what a boxes file calls it
     path: Path
@@ -24,10 +24,10 @@ class Picture(NamedTuple):
         return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in self.name)
 
 
-def pictures_in(folder: Path, prefix: str = "") -> list[Picture]:
-    """Everything in a folder that is named like a picture; each name is `prefix` and the file's, none has a box."""
+def images_in(folder: Path, prefix: str = "") -> list[ImageFile]:
+    """Everything in a folder that is named like an image; each name is `prefix` and the file's, none has a box."""
     paths = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES]
-    return [Picture(prefix + path.name, path, None) for path in sorted(paths, key=natural_order)]
+    return [ImageFile(prefix + path.name, path, None) for path in sorted(paths, key=natural_order)]
 
 
 def natural_order(path: Path) -> tuple[list[str | int], str]:

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError
-from data.frames.listing import Picture, box_round, natural_order, pictures_in
+from data.frames.listing import ImageFile, box_round, images_in, natural_order
 
 
-def pictures(root: Path) -> list[Picture]:
+def images(root: Path) -> list[ImageFile]:
     """The frames under `root`, the benchmark or one of its sequences; none if it is neither.
 
     A frame's box is the tight one round its own annotated joints, or round those of its whole sequence where the
@@ -32,8 +32,8 @@ def _annotations(sequence: Path) -> Path:
     return sequence / "annotation" / "annot2D_color"
 
 
-def _sequence(folder: Path, prefix: str) -> list[Picture]:
-    frames = {picture.path.stem: picture for picture in pictures_in(folder / "color", prefix)}
+def _sequence(folder: Path, prefix: str) -> list[ImageFile]:
+    frames = {image.path.stem: image for image in images_in(folder / "color", prefix)}
     joints = {}
     for file in sorted(_annotations(folder).glob("*.txt")):
         frame = _frame_of(file.stem, frames)
@@ -41,10 +41,10 @@ def _sequence(folder: Path, prefix: str) -> list[Picture]:
             joints[frame] = _read_joints(file)
     everything = box_round(np.concatenate([np.zeros((0, 2)), *joints.values()]))
     own = {frame: box_round(points) for frame, points in joints.items()}
-    return [picture._replace(box=own.get(frame) or everything) for frame, picture in frames.items()]
+    return [image._replace(box=own.get(frame) or everything) for frame, image in frames.items()]
 
 
-def _frame_of(annotation: str, frames: dict[str, Picture]) -> str | None:
+def _frame_of(annotation: str, frames: dict[str, ImageFile]) -> str | None:
     """The frame whose name an annotation's name starts with: 1_color for 1_color2.5D, but not 1 for 10."""
     for end in range(len(annotation), 0, -1):
         cuts_a_number = annotation[end - 1:end + 1].isdigit() and end < len(annotation)

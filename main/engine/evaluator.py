@@ -33,7 +33,7 @@ class Evaluator:
 
     predict: from a batch to its predictions.
     mean_joints: (2, 21, 3), what the baseline predicts for every sample.
-    settings: its protocol is the one whose numbers are printed, and used for the rough mesh and the baseline.
+    settings: its protocol is the one whose numbers are printed, and used for the coarse mesh and the baseline.
     save: called with the indices (B,) of each batch and its predictions; no sample comes twice.
     """
 
@@ -69,7 +69,7 @@ class Evaluator:
 
     def scores(self) -> NetworkScores:
         """Scores in mm, the same whatever the batch size and the number of processes."""
-        coarse, mean_pose = (self.tallies[stage].protocol_scores(self.protocol) for stage in ("rough", "baseline"))
+        coarse, mean_pose = (self.tallies[stage].protocol_scores(self.protocol) for stage in ("coarse", "baseline"))
         final = self.tallies["final"].scores(self.protocol, unusable=self.bad.reasons())
         return NetworkScores(**structs.asdict(final), rough=MeanErrors(coarse.mpjpe, coarse.mpvpe),
                              baseline=Baseline(MeanErrors(mean_pose.mpjpe)))
@@ -89,21 +89,21 @@ class Evaluator:
             return
         stages = self.predict(batch)
         mean_pose = PredictedHands(joints=self.mean_joints.expand(len(batch.index), -1, -1, -1))
-        hands = {"final": _predicted(stages.final), "rough": _predicted(stages.mesh), "baseline": mean_pose}
+        hands = {"final": _predicted(stages.final), "coarse": _predicted(stages.mesh), "baseline": mean_pose}
         for name, scorer in self.scorers.items():
             scorer.add(hands[name], batch.targets, batch.index)
         if self.save is not None:
             self.save(batch.index, stages.final)
 
 
-def report(scores: NetworkScores, facts: dict[str, Any], folder: Path) -> int:
-    """Print the scores and write them, with `facts` and the state of the program, to folder/metrics.json.
+def report(scores: NetworkScores, metadata: dict[str, Any], folder: Path) -> int:
+    """Print the scores and write them, with `metadata` and the state of the program, to folder/metrics.json.
 
     Exit code: 0, or 4 if the model predicted numbers that are not finite or if samples could not be used.
     """
     path = folder / "metrics.json"
-    facts = portable(facts | {"program": code_revision(), "versions": versions()})
-    write_json(path, finite_or_none(plain(scores) | facts))
+    metadata = portable(metadata | {"program": code_revision(), "versions": versions()})
+    write_json(path, finite_or_none(plain(scores) | metadata))
 
     protocol, counts = protocol_named(scores.protocol), scores.counts
     for line in report_lines(protocol, scores.printed):
@@ -113,16 +113,16 @@ def report(scores: NetworkScores, facts: dict[str, Any], folder: Path) -> int:
         log.info("Coarse mesh: MPJPE %.2f mm, MPVPE %s mm", scores.rough.mpjpe, _text(scores.rough.mpvpe))
         log.info("Mean-pose baseline: MPJPE %.2f mm; the model's is %.3f of it", mean_pose, mpjpe / mean_pose)
     log.info("%d samples under the protocol '%s'; all numbers are in %s", counts.samples, protocol.name, path)
-    if facts.get("config", {}).get("test", {}).get("flip_test"):
-        log.info("Each figure is of the mean of a picture's prediction and its mirror image's (test.flip_test).")
-    chosen = facts.get("data", {}).get("filter")
+    if metadata.get("config", {}).get("test", {}).get("flip_test"):
+        log.info("Each number is of the mean of an image's prediction and its mirror image's (test.flip_test).")
+    chosen = metadata.get("data", {}).get("filter")
     if chosen is not None and chosen != protocol.set:
         log.info("The authors of '%s' score the set '%s'; these numbers are of '%s'.", protocol.name, protocol.set,
                  chosen)
     if counts.not_finite:
         log.error("%d samples have predictions that are not finite.", counts.not_finite)
     if counts.unusable:
-        log.error("%d samples cannot be used and are in no figure: %s.", counts.unusable, scores.unusable)
+        log.error("%d samples cannot be used and are in no mean: %s.", counts.unusable, scores.unusable)
     return EXIT_SOME_FAILED if counts.not_finite or counts.unusable else EXIT_OK
 
 
@@ -146,12 +146,12 @@ def write_samples(path: Path, tally: Tally, sample_id: Callable[[int], str]) -> 
 
 
 def _scorers(dataset: TwoHandDataset, settings: TestConfig, process: Process) -> dict[str, Scorer]:
-    """The final mesh is scored under every protocol, the rough one and the baseline under the printed one."""
+    """The final mesh is scored under every protocol, the coarse one and the baseline under the printed one."""
     reader = dataset.reader
     regressor = reader.hand_model.regressor.to(process.device)      # (2, 16, 778)
     pck = PckOptions(settings.pck_exclude_root, settings.pck_strict)
     printed = (protocol_named(settings.protocol),)
-    chosen = {"final": EVERY_PROTOCOL, "rough": printed, "baseline": printed}
+    chosen = {"final": EVERY_PROTOCOL, "coarse": printed, "baseline": printed}
     return {name: Scorer(regressor, len(reader), reader.sample_id, protocols=protocols, pck=pck,
                          keep_samples=name == "final") for name, protocols in chosen.items()}
 

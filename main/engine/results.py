@@ -1,4 +1,4 @@
-"""The files of one photograph: meshes, parameters and pictures.
+"""The files of one photograph: meshes, parameters and images.
 
 Legend: 2 the hand axis · 778 vertices.
 """
@@ -27,10 +27,10 @@ GAP = 12                    # white pixels between tiles
 
 def result_files(output: Path, name: str) -> dict[str, Path]:
     """Where `write_results` puts what it writes for one photograph."""
-    pictures = {kind: output / kind / f"{name}.png" for kind in ("overlay", "side", "panel")}
+    images = {kind: output / kind / f"{name}.png" for kind in ("overlay", "side", "panel")}
     meshes = {f"mesh_{hand.label}": output / "meshes" / f"{name}_{hand.label}.obj" for hand in Hand}
     params = {f"params_{hand.label}": output / "params" / f"{name}_{hand.label}.json" for hand in Hand}
-    return pictures | meshes | params
+    return images | meshes | params
 
 
 def write_results(files: dict[str, Path], photo: Photo, hands: TwoHands, model: HandModel,
@@ -65,7 +65,7 @@ def _params(photo: Photo, hands: TwoHands, hand: Hand, model: HandModel, source:
     }
 
 
-# ---------------------------------------------------------------- pictures
+# ---------------------------------------------------------------- images
 
 def _overlay(image: np.ndarray, hands: TwoHands, faces: Tensor) -> np.ndarray:
     """The photograph with both hands painted on it."""
@@ -85,12 +85,12 @@ def _panel(image: np.ndarray, hands: TwoHands, faces: Tensor, side: np.ndarray) 
 
 
 def side_by_side(tiles: list[np.ndarray]) -> np.ndarray:
-    """Square pictures (TILE, TILE, 3) next to each other, white between them."""
+    """Square images (TILE, TILE, 3) next to each other, white between them."""
     gap = np.full((TILE, GAP, 3), 255, dtype=np.uint8)
     return np.hstack([part for tile in tiles for part in (tile, gap)][:-1])
 
 
-def write_png(path: Path, picture: np.ndarray) -> None:
-    """Write a picture (H, W, 3) uint8 RGB."""
-    _, encoded = cv2.imencode(".png", picture[..., ::-1])
+def write_png(path: Path, image: np.ndarray) -> None:
+    """Write an image (H, W, 3) uint8 RGB."""
+    _, encoded = cv2.imencode(".png", image[..., ::-1])
     write_atomically(path, lambda file: file.write(encoded.tobytes()))

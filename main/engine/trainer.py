@@ -179,7 +179,7 @@ class Trainer:
         (share * terms["total"]).backward()
 
         scalars = {f"loss/{name}": term for name, term in terms.items()}
-        scalars["mm/rough"] = joint_error_mm(stages.mesh, batch.targets)
+        scalars["mm/coarse"] = joint_error_mm(stages.mesh, batch.targets)
         scalars["mm/final"] = joint_error_mm(stages.final, batch.targets)
         return scalars
 

@@ -172,7 +172,7 @@ def finish(run: Run, gpu: list[str]) -> int:
         return code
     code = _call(["main/test.py", "--test_epoch", run.config.train.epochs - 1, "--output", run.folder, "--dump",
                   run.samples, *gpu])
-    return EXIT_OK if run.result else code         # 4 tells of samples that are in no figure: counted in the result
+    return EXIT_OK if run.result else code         # 4 tells of samples that are in no mean: counted in the result
 
 
 def _call(words: list[Any]) -> int:
@@ -187,7 +187,7 @@ def _call(words: list[Any]) -> int:
 # ---------------------------------------------------------------- the table
 
 def summary(run: Run, full: Run) -> dict[str, Any]:
-    """The figures of a finished run as plain values, mm.  full: the full model's run from the same seed."""
+    """The numbers of a finished run as plain values, mm.  full: the full model's run from the same seed."""
     result, config = run.result, run.config
     assert result is not None, "the run is finished"
     scores = plain(result.printed)
@@ -244,7 +244,7 @@ def write_table(folder: Path, rows: list[dict[str, Any]], diverged: list[dict[st
 
 
 def over_seeds(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """[mean, standard deviation] of each metric, for rows that have several seeds; None where a seed has no figure."""
+    """[mean, standard deviation] of each metric, for rows that have several seeds; None where a seed has no value."""
     found = {}
     for name in dict.fromkeys(row["row"] for row in rows):
         of_row = [row for row in rows if row["row"] == name]
@@ -267,11 +267,11 @@ def markdown(rows: list[dict[str, Any]], diverged: list[dict[str, Any]]) -> str:
 
 
 def _cells(row: dict[str, Any]) -> list[Any]:
-    figures = [_with_interval(row[name], row["interval_95"][name]) for name in METRICS]
+    scores = [_with_interval(row[name], row["interval_95"][name]) for name in METRICS]
     rough = [_number(row["rough"][name]) for name in ("mpjpe", "mpvpe")]
     minus = row["minus_full"]
     change = _with_interval(minus["mpjpe"], minus["interval_95"], "+") if minus else ""
-    return [row["row"], row["seed"], row["samples"], *figures, change, *rough, _number(row["samples_per_second"], 0),
+    return [row["row"], row["seed"], row["samples"], *scores, change, *rough, _number(row["samples_per_second"], 0),
             f"{row['parameters'] / 1e6:.2f} M"]
 
 

@@ -1,4 +1,4 @@
-"""Measure trained weights on pictures whose 3D joints are annotated and whose meshes are not, as real frames are.
+"""Measure trained weights on images whose 3D joints are annotated and whose meshes are not, as real frames are.
 
     python tool/dev/real_check.py FOLDER [--checkpoint FILE] [--out DIR] [--gpu 0] [--set test.flip_test=false]
 
@@ -9,7 +9,7 @@ from those that are regressed from a mesh: compare these numbers with each other
 was trained with; hands without a mesh are boxed by their joints, with room for the flesh. Where there are meshes,
 test.py says more.
 
-DIR (output/real_check) gets metrics.json and, in overlay/, a picture of each frame: its crop, the predicted meshes
+DIR (output/real_check) gets metrics.json and, in overlay/, an image of each frame: its crop, the predicted meshes
 over it, true joints (white bones) and predicted ones, and a side view. Exit code 4: some frames could not be used.
 """
 
@@ -59,7 +59,7 @@ from main.network import Network, load_network
 SCALED = replace(PROTOCOLS["lgnet"], name="scaled", truth="annotated", masked=True, metrics=("mpjpe", "mrrpe"),
                  aliases=(), set="all", source="the protocol 'lgnet', on annotated joints")
 UNSCALED = replace(SCALED, name="unscaled", scaled=False, source="the same without scaling")
-MAX_PICTURES = 64       # of a large set, spread evenly over it
+MAX_IMAGES = 64         # of a large set, spread evenly over it
 SHOWN = 20              # frames in the printed table; metrics.json has all
 WHITE, DARK = (255, 255, 255), (40, 40, 40)
 
@@ -74,10 +74,10 @@ def main() -> int:
     measured = measure(network.predictor.model, dataset, network.trained.mean_joints, device)
 
     report = describe(measured, dataset)
-    facts = {"checkpoint": args.checkpoint.name, "checkpoint_sha256": network.trained.sha256,
+    metadata = {"checkpoint": args.checkpoint.name, "checkpoint_sha256": network.trained.sha256,
              "flip_test": network.config.test.flip_test, "hand_model": network.predictor.hand_model.identity,
              "program": code_revision(), "versions": versions()}
-    write_json(args.out / "metrics.json", finite_or_none(portable(report | facts)))
+    write_json(args.out / "metrics.json", finite_or_none(portable(report | metadata)))
     names = unique_names([dataset.reader.sample_id(index) for index in measured.predictions])
     for name, (index, prediction) in zip(names, measured.predictions.items(), strict=True):
         write_png(args.out / "overlay" / f"{name}.png", draw(network, dataset, index, prediction))
@@ -111,7 +111,7 @@ def open_set(network: Network, folder: Path, split: str) -> TwoHandDataset:
 class Measured(NamedTuple):
     """What is left of a pass over a set."""
 
-    tallies: dict[str, Tally]               # final, rough and baseline, under SCALED and UNSCALED
+    tallies: dict[str, Tally]               # final, coarse and baseline, under SCALED and UNSCALED
     hands: int                              # annotated hands
     meshes: int                             # hands with a true mesh
     joints: int                             # annotated joints
@@ -129,14 +129,14 @@ def measure(model: nn.Module, dataset: TwoHandDataset, mean_joints: Tensor, devi
     reader = dataset.reader
     regressor, mean_joints = reader.hand_model.regressor.to(device), mean_joints.to(device)
     scorers = {stage: Scorer(regressor, len(reader), reader.sample_id, protocols=(SCALED, UNSCALED))
-               for stage in ("final", "rough", "baseline")}
-    drawn, predictions, counts = set(spread_evenly(len(reader), MAX_PICTURES)), {}, np.zeros(3, dtype=int)
+               for stage in ("final", "coarse", "baseline")}
+    drawn, predictions, counts = set(spread_evenly(len(reader), MAX_IMAGES)), {}, np.zeros(3, dtype=int)
     bad = BadSamples(reader, Process(device))
     loader = build_loader(dataset, EpochSampler(len(dataset), shuffle=False), batch_size=16, workers=0, device=device,
                           drop_last=False)
     for batch in batches(loader, device):
         stages = predict(model, batch)
-        hands = {"final": _scored(stages.final), "rough": _scored(stages.mesh),
+        hands = {"final": _scored(stages.final), "coarse": _scored(stages.mesh),
                  "baseline": PredictedHands(joints=mean_joints.expand(len(batch.index), -1, -1, -1))}
         for stage, scorer in scorers.items():
             scorer.add(hands[stage], batch.targets, batch.index)
@@ -167,8 +167,8 @@ def describe(measured: Measured, dataset: TwoHandDataset) -> dict[str, Any]:
     return {
         "protocols": {name: plain(each) for name, each in scores["final"].items()},
         "frames": [_frame(row, reader.sample_id(int(row["index"]))) for row in measured.tallies["final"].samples()],
-        **{stage: {name: each.mpjpe for name, each in scores[stage].items()}
-           for stage in ("rough", "baseline")},
+        **{key: {name: each.mpjpe for name, each in scores[stage].items()}
+           for key, stage in (("rough", "coarse"), ("baseline", "baseline"))},
         "counts": {"frames": frames, "hands": measured.hands, "joints": measured.joints, "meshes": measured.meshes,
                    "not_finite": measured.tallies["final"].not_finite},
         "left_out": {
@@ -209,12 +209,12 @@ def print_report(report: dict[str, Any], folder: Path) -> None:
     means = [{name: final[name]["hands"][hand.label]["mpjpe"] for name in final} for hand in Hand]
     means.append({name: final[name]["mpjpe"] for name in final})
     print(f"  {'all':<32}" + "".join(f"{_cell(mean):>18}" for mean in means))
-    for title, stage in (("rough mesh", "rough"), ("every hand in the mean pose", "baseline")):
+    for title, stage in (("coarse mesh", "rough"), ("every hand in the mean pose", "baseline")):
         print(f"  {title:<32}{_cell(report[stage]):>54}")
     print(f"\nLeft out: hands that are not annotated: {left_out['hands_without_wrist']}; joints of the others: "
           f"{left_out['joints_of_the_other_hands']}; frames that cannot be used: {_listed(left_out['frames'])}; "
           f"annotations: {_listed(left_out['annotations'])}."
-          f"\nAll numbers are in {folder / 'metrics.json'}, pictures in {folder / 'overlay'}.")
+          f"\nAll numbers are in {folder / 'metrics.json'}, images in {folder / 'overlay'}.")
 
 
 def _listed(reasons: dict[str, int]) -> str:
@@ -227,7 +227,7 @@ def _cell(errors: dict[str, float | None] | None) -> str:
     return f"{errors['scaled']:.2f} ({errors['unscaled']:.2f})"
 
 
-# ---------------------------------------------------------------- pictures
+# ---------------------------------------------------------------- images
 
 def draw(network: Network, dataset: TwoHandDataset, index: int, stages: Stages) -> np.ndarray:
     """Crop, meshes over it, joints over it and side view of a frame: (TILE, about 4·TILE, 3) uint8."""

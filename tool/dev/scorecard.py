@@ -77,7 +77,7 @@ class Results:
 class Line:
     """A line of the scorecard."""
 
-    reached: str        # the figure and what it counts
+    reached: str        # the value and what it counts
     target: str
     state: str          # "reached", "NOT REACHED" or "not run"
 

@@ -163,15 +163,15 @@ def _meet(store: dist.Store, address: str, world_size: int, timeout: float) -> l
 
 def _join(store: dist.Store, address: str, rank: int, timeout: float) -> _Peer:
     """Another process's end: connect to the main one."""
-    facts = json.loads(store.get("lifeline"))
+    metadata = json.loads(store.get("lifeline"))
     try:
-        connection = socket.create_connection((address, facts["port"]), timeout=timeout)
+        connection = socket.create_connection((address, metadata["port"]), timeout=timeout)
     except OSError as error:
         raise UserError(f"Process {rank} on {socket.gethostname()} cannot reach the main process at {address}, port "
-                        f"{facts['port']}: {error}.", "Processes of a run need all ports between their machines.",
+                        f"{metadata['port']}: {error}.", "Processes of a run need all ports between their machines.",
                         EXIT_ENVIRONMENT) from None
-    peer = _kept_alive(0, facts["host"], connection, connection.makefile("r", encoding="utf-8"))
-    peer.tell(secret=facts["secret"], rank=rank, host=socket.gethostname())
+    peer = _kept_alive(0, metadata["host"], connection, connection.makefile("r", encoding="utf-8"))
+    peer.tell(secret=metadata["secret"], rank=rank, host=socket.gethostname())
     return peer
 
 

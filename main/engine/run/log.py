@@ -122,7 +122,7 @@ class StepLog:
         means = self.means() | {"time/step_s": seconds, "time/data_share": data_share}
         self.write(means, progress.step)
         shown = {"loss": f"{means['loss/total']:.4f}", "final": f"{means['mm/final']:.1f} mm",
-                 "rough": f"{means['mm/rough']:.1f} mm"}
+                 "coarse": f"{means['mm/coarse']:.1f} mm"}
         self.bar.set_postfix(shown)
         log.info("epoch %d  step %d  %s  lr %.1e  %.2f s/step  data %.0f %%", progress.epoch, progress.step,
                  "  ".join(f"{name} {value}" for name, value in shown.items()), lr, seconds, 100 * data_share)

@@ -16,7 +16,7 @@ from typing import Any
 
 from common.files import ROOT
 
-# All that decides what a run does. Fixed depths in `data`: below data/InterHand26M/data lie a million pictures.
+# All that decides what a run does. Fixed depths in `data`: below data/InterHand26M/data lie a million images.
 _SOURCES = ("main/**/*.py", "main/configs/**/*.yaml", "common/**/*.py", "data/*.py", "data/*/*.py",
             "data/synthetic/**/*.py", "tool/**/*.py", "requirements.txt")
 _FOLDERS = ("main", "common", "data", "tool", "requirements.txt")

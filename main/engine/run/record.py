@@ -105,7 +105,7 @@ def describe_machine(process: Process) -> dict[str, Any]:
 def describe_data(data: DataConfig, reader: Reader) -> dict[str, Any]:
     """Which samples are trained on: the annotation files by content, and what is chosen from them.
 
-    No picture is read: `rendered` gives the settings that a rendered set was made with, which decide its pictures.
+    No image is read: `rendered` gives the settings that a rendered set was made with, which decide its images.
     """
     others = [{"root": portable(ROOT / root), "rendered": _rendering(ROOT / root)} for root in data.more_roots]
     more = {"more_roots": others} if others else {}

@@ -1,7 +1,7 @@
 """How long annotations take to open and what memory they cost, for a set of InterHand2.6M's size, generated for this.
 
 Beside the index it measures the plain way of this field, on fewer images because of its memory: pycocotools, json and
-a list with a dictionary for each sample. Every figure comes from a process of its own. Memory is in 10^6 bytes.
+a list with a dictionary for each sample. Every number comes from a process of its own. Memory is in 10^6 bytes.
 
 --json FILE: build_s, build_peak_gb   the index: time, and highest resident memory of the process, libraries included
              open_s, private_mb       opening the reader: time, and what the process' private memory grows by
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=IMAGES, help=f"images (default: {IMAGES}, as in InterHand2.6M)")
     parser.add_argument("--plain_size", type=int, default=100_000, help="images for the plain way (default: 100000)")
     parser.add_argument("--folder", type=Path, help="where to put the generated sets, about 1.5 kB for each image")
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--json", type=Path, help="write the numbers here")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -54,39 +54,39 @@ def run(args: argparse.Namespace) -> None:
         for size, root in roots.items():
             print(f"writing a set of {size} images")
             write_annotation_set(root, size, load_hand_model("builtin"))
-        figures, same_size = _measure(roots, args.size, min(args.plain_size, args.size))
-    _report(figures, same_size, args.size, min(args.plain_size, args.size))
+        results, same_size = _measure(roots, args.size, min(args.plain_size, args.size))
+    _report(results, same_size, args.size, min(args.plain_size, args.size))
     if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def _measure(roots: dict[int, Path], size: int, plain_size: int) -> tuple[dict[str, Any], dict[str, float]]:
-    """All figures, and what opening costs at the plain way's size."""
+    """All numbers, and what opening costs at the plain way's size."""
     built = {count: _in_process(_build, root) for count, root in roots.items()}
     os.sync()       # until a file is on disk, the kernel counts its mapped pages as the process' own
     opened = {count: _in_process(_open, root, roots[SMALL]) for count, root in roots.items()}
-    figures = {
+    results = {
         "build_s": built[size]["seconds"], "build_peak_gb": built[size]["peak_gb"],
         "open_s": opened[size]["seconds"], "private_mb": opened[size]["private_mb"],
         "worker_growth_mb": max(_in_process(_epoch, roots[size], method)["growth_mb"] for method in ("fork", "spawn")),
         "per_sample_ms": {str(count): opened[count]["per_sample_ms"] for count in sorted({SMALL, size})},
     }
     plain = _in_process(_plain, roots[plain_size])
-    return figures | {"plain_s": plain["seconds"], "plain_peak_gb": plain["peak_gb"]}, opened[plain_size]
+    return results | {"plain_s": plain["seconds"], "plain_peak_gb": plain["peak_gb"]}, opened[plain_size]
 
 
-def _report(figures: dict[str, Any], same_size: dict[str, float], size: int, plain_size: int) -> None:
-    samples = ", ".join(f"{ms:.2f} ms of {count} images" for count, ms in figures["per_sample_ms"].items())
-    print(f"index of {size} images: built in {figures['build_s']:.1f} s with at most "
-          f"{figures['build_peak_gb']:.2f} GB, opened in {figures['open_s']:.2f} s with "
-          f"{figures['private_mb']:.1f} MB of private memory")
-    print(f"{WORKERS} loader processes over an epoch: each grows by at most {figures['worker_growth_mb']:.1f} MB")
+def _report(results: dict[str, Any], same_size: dict[str, float], size: int, plain_size: int) -> None:
+    samples = ", ".join(f"{ms:.2f} ms of {count} images" for count, ms in results["per_sample_ms"].items())
+    print(f"index of {size} images: built in {results['build_s']:.1f} s with at most "
+          f"{results['build_peak_gb']:.2f} GB, opened in {results['open_s']:.2f} s with "
+          f"{results['private_mb']:.1f} MB of private memory")
+    print(f"{WORKERS} loader processes over an epoch: each grows by at most {results['worker_growth_mb']:.1f} MB")
     print(f"reading a sample without its picture: {samples}")
-    print(f"the plain way, {plain_size} images: {figures['plain_s']:.1f} s, at most {figures['plain_peak_gb']:.2f} GB, "
+    print(f"the plain way, {plain_size} images: {results['plain_s']:.1f} s, at most {results['plain_peak_gb']:.2f} GB, "
           "in every process")
-    print(f"ratio for the same {plain_size} images: the index opens {figures['plain_s'] / same_size['seconds']:.0f} "
+    print(f"ratio for the same {plain_size} images: the index opens {results['plain_s'] / same_size['seconds']:.0f} "
           f"times faster ({same_size['seconds']:.3f} s) and the process needs "
-          f"{figures['plain_peak_gb'] / same_size['peak_gb']:.1f} times less memory ({same_size['peak_gb']:.2f} GB, "
+          f"{results['plain_peak_gb'] / same_size['peak_gb']:.1f} times less memory ({same_size['peak_gb']:.2f} GB, "
           "libraries included)")
 
 

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--batches", type=int, default=20, help="timed in each round (default: 20)")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--json", type=Path, help="write the numbers here")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -59,19 +59,19 @@ def run(args: argparse.Namespace) -> None:
                 rates[str(workers)].append(_rate(dataset, args.batch_size, workers))
         sample_ms = _sample_ms(dataset, args.batch_size)
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    figures = {"imread_per_s": medians.pop("imread"), "samples_per_s": medians, "sample_ms": sample_ms}
-    _report(figures, rates)
+    results = {"imread_per_s": medians.pop("imread"), "samples_per_s": medians, "sample_ms": sample_ms}
+    _report(results, rates)
     if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def _report(figures: dict[str, Any], rates: dict[str, list[float]]) -> None:
-    for workers, rate in figures["samples_per_s"].items():
+def _report(results: dict[str, Any], rates: dict[str, list[float]]) -> None:
+    for workers, rate in results["samples_per_s"].items():
         print(f"{workers} loader processes: {rate:6.1f} samples/s   ({min(rates[workers]):.0f} to "
               f"{max(rates[workers]):.0f})")
-    print(f"cv2.imread alone:   {figures['imread_per_s']:6.1f} files/s     ({min(rates['imread']):.0f} to "
+    print(f"cv2.imread alone:   {results['imread_per_s']:6.1f} files/s     ({min(rates['imread']):.0f} to "
           f"{max(rates['imread']):.0f})")
-    stages = "   ".join(f"{stage} {ms:.2f}" for stage, ms in figures["sample_ms"].items())
+    stages = "   ".join(f"{stage} {ms:.2f}" for stage, ms in results["sample_ms"].items())
     print(f"one sample in ms:   {stages}")
 
 
