@@ -77,10 +77,13 @@ def grid_to_crop(points_grid: Tensor, size: int) -> Tensor:
 # ---------------------------------------------------------------- meshes
 
 def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
-    """Unit outward normals (2, V, 3), means over the faces around each vertex weighted by area."""
-    corners = torch.stack([hand[triangles] for hand, triangles in zip(vertices, faces, strict=True)])   # (2, F, 3, 3)
+    """Unit outward normals (M, V, 3) of M meshes, means over the faces around each vertex weighted by area.
+
+    vertices: (M, V, 3).  faces: (M, F, 3).
+    """
+    corners = torch.stack([mesh[triangles] for mesh, triangles in zip(vertices, faces, strict=True)])   # (M, F, 3, 3)
     face_normals = torch.linalg.cross(corners[:, :, 1] - corners[:, :, 0], corners[:, :, 2] - corners[:, :, 0])
-    index = faces.flatten(1)[..., None].expand(-1, -1, 3)                     # (2, 3F, 3)
+    index = faces.flatten(1)[..., None].expand(-1, -1, 3)                     # (M, 3F, 3)
     total = torch.zeros_like(vertices).scatter_add(1, index, face_normals.repeat_interleave(3, dim=1))
     return F.normalize(total, dim=-1)
 

@@ -13,8 +13,8 @@ from common.mano.load import load_hand_model
 from common.types import ManoParams
 from data.synthetic.picture.camera import sample_cameras
 from data.synthetic.pose import contact
+from data.synthetic.pose.arm import wrist_angles
 from data.synthetic.pose.articulation import PRESETS, Rig, finger_rotations, load_rig, rest_joints, sample_angles
-from data.synthetic.pose.body import wrist_angles
 from data.synthetic.pose.families import FAMILIES, FAMILY_SHARES, sample_kind, sample_single
 from data.synthetic.pose.interaction import own_depth_mm
 from data.synthetic.pose.kinematics import HandPoses, bone_frames, posed_points, wrench
@@ -216,8 +216,8 @@ def test_forces_turn_joints_as_automatic_differentiation_says():
     points = posed_points(frames, bone, offset)
     found = wrench(frames, bone, points, force)
     bend, shift = torch.autograd.grad((points * force).sum(), [angles, wrist])
-    torch.testing.assert_close(found.bend, bend, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(found.shift, shift)
+    torch.testing.assert_close(found.joint_torque, bend, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.force, shift)
 
 
 def test_bones_carry_their_joints_and_the_skin_follows(steps, hands):

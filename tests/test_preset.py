@@ -66,7 +66,7 @@ def keys_of(settings, split):
         capture = generator.capture_of(settings, split, sequence.capture)
         for frame in sequence.frames:
             shots = [generator.Shot("", frame, None, camera) for camera in capture.cameras]
-            keys = generator.picture_keys(settings, sequence, shots)
+            keys = generator.image_keys(settings, sequence, shots)
             people |= set(torch.cat([keys.person, keys.place]).tolist())
             pictures |= set(torch.cat([keys.step, keys.picture]).tolist())
             numbers.add(stream(settings, split, sequence.capture, Purpose.PICTURE, frame).random())
@@ -122,7 +122,7 @@ def test_other_pictures_missing_pictures_and_other_time_steps_are_another_set(co
     edited_json(copied / "annotations/test/InterHand2.6M_test_data.json",
                 lambda tables: tables["images"][0].update(frame_idx=7))
     text = presets.verdict(copied, small, presets.compare(copied, small))
-    for said in ("is not small", "train has other pictures", "1 of 1 pictures of val are missing",
+    for said in ("is not small", "train has other images", "1 of 1 images of val are missing",
                  "test shows other people or time steps"):
         assert said in text
 
@@ -170,7 +170,7 @@ def described(root, split, name, part_file=None):
         part_file = root / "annotations" / split / "sequences" / f"{capture}_{sequence}.json"
     pictures = json.loads(part_file.read_text())["pictures"]
     picture, = (picture for picture in pictures if picture["image"]["file_name"] == name)
-    return presets.describe_picture(root, split, picture["image"], picture["annotation"])
+    return presets.describe_image(root, split, picture["image"], picture["annotation"])
 
 
 # ---------------------------------------------------------------- who may render and freeze
@@ -205,7 +205,7 @@ def test_both_tools_say_whether_a_folder_is_the_preset(small_root, small, copied
         monkeypatch.setattr(tool, "load_preset", lambda name: small)
     assert run(make_synthetic, monkeypatch, "--out", small_root, "--preset", "small", "--workers", 1) == 0
     assert "is small, number for number" in capsys.readouterr().out
-    edited_json(copied / "synthetic.json", lambda facts: facts.update(version=1))
+    edited_json(copied / "synthetic.json", lambda metadata: metadata.update(version=1))
     assert run(verify_data, monkeypatch, "--set", f"data.root={copied}", "--preset", "small") == 4
     assert "is not small: version is 1 instead of" in capsys.readouterr().out
 
@@ -218,7 +218,7 @@ def test_an_unknown_preset_is_refused_with_the_known_ones():
 # ---------------------------------------------------------------- sets of earlier versions
 
 def test_a_set_of_an_earlier_version_is_read_but_not_rendered_further(copied, small_root, hand_model):
-    edited_json(copied / "synthetic.json", lambda facts: facts.update(version=1))
+    edited_json(copied / "synthetic.json", lambda metadata: metadata.update(version=1))
     old, new = (InterHand26M(root, "train", hand_model) for root in (copied, small_root))
     assert len(old) == len(new) > 0
     np.testing.assert_array_equal(old.read(0).vertices_cam, new.read(0).vertices_cam)
@@ -227,6 +227,6 @@ def test_a_set_of_an_earlier_version_is_read_but_not_rendered_further(copied, sm
 
 
 def test_a_set_of_an_earlier_hand_is_refused_because_its_meshes_are_not_those_of_this_hand(copied, hand_model):
-    edited_json(copied / "hand_model.json", lambda facts: facts.update(sha256="0" * 64))
+    edited_json(copied / "hand_model.json", lambda metadata: metadata.update(sha256="0" * 64))
     with pytest.raises(UserError, match="000000"):
         InterHand26M(copied, "train", hand_model)

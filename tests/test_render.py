@@ -14,14 +14,14 @@ from common.view.rasterizer import rasterize
 from data.synthetic.batches import RenderedBatches, pose_bank
 from data.synthetic.on_disk.generate import stack_hands
 from data.synthetic.picture import render as renderer
+from data.synthetic.picture.body import SKIN, build_body, sample_wear
 from data.synthetic.picture.develop import jpeg, resampled
 from data.synthetic.picture.dice import Dice
-from data.synthetic.picture.figure import SKIN, build_figure, sample_wear
 from data.synthetic.picture.lighting import visibility
-from data.synthetic.picture.render import hand_mask, load_assets, solid_figure
+from data.synthetic.picture.render import hand_mask, load_assets, sample_body
 from data.synthetic.picture.skin import MAP_CHANNELS, skin_albedo
-from data.synthetic.pose.body import wrist_loop
 from data.synthetic.pose.posing import build_hand_set, pose_steps
+from data.synthetic.surface import boundary_loop
 from tool.dev.picture_spectrum import agreement, band_centers, power_spectrum
 
 SIZE = 96
@@ -93,38 +93,38 @@ def test_limbs_are_closed_round_the_wrist_and_wound_outwards(hand, hands, assets
     step, = pose_steps([hand.label], np.zeros((1, 10)), [np.random.default_rng(0)], hands.solver)
     dice = Dice.of(torch.tensor([3]))
     wear = sample_wear(dice, dice, dice)
-    vertices = build_figure(stack_hands([step]), wear, dice, dice, assets.shared).vertices[0].double().numpy()
-    of_limb = (assets.shared.material == SKIN) & (assets.shared.part == hand)
-    skin = assets.shared.faces[of_limb].numpy()
-    border = wrist_loop(skin)
+    vertices = build_body(stack_hands([step]), wear, dice, dice, assets.topology).vertices[0].double().numpy()
+    of_limb = (assets.topology.material == SKIN) & (assets.topology.part == hand)
+    skin = assets.topology.faces[of_limb].numpy()
+    border = boundary_loop(skin)
     volume = np.linalg.det(vertices[skin] - vertices[border].mean(axis=0)).sum() / 6
     assert len(border) == 32 and 5e-4 < volume < 5e-3
 
 
-def figures_with_things(hands, assets, kinds):
-    """Figures (len(kinds)) that all wear watches and should hold an object, and the hands they are built round."""
+def bodies_with_objects(hands, assets, kinds):
+    """Bodies (len(kinds)) that all wear watches and should hold an object, and their hands."""
     count = len(kinds)
     rngs = [np.random.default_rng(k) for k in range(count)]
     posed = stack_hands(pose_steps(kinds, np.zeros((count, 10)), rngs, hands.solver))
     dice = Dice.of(torch.arange(count))
     wear = sample_wear(dice, dice, dice)
     wear = wear._replace(watch=torch.ones(count, 2, dtype=torch.bool), object=torch.ones(count, dtype=torch.bool))
-    return build_figure(posed, wear, dice, dice, assets.shared), posed
+    return build_body(posed, wear, dice, dice, assets.topology), posed
 
 
 def test_watches_are_wound_outwards_on_both_hands(hands, assets):
-    figure, _ = figures_with_things(hands, assets, [hand.label for hand in Hand])
+    body, _ = bodies_with_objects(hands, assets, [hand.label for hand in Hand])
     for hand in Hand:
-        corners = figure.vertices[hand][assets.shared.faces[assets.shared.part == 20 + hand]].double()
+        corners = body.vertices[hand][assets.topology.faces[assets.topology.part == 20 + hand]].double()
         volume = torch.linalg.det(corners - corners.mean(dim=(0, 1))).sum() / 6
         assert 1e-7 < volume < 1e-3, hand
 
 
 def test_held_things_are_wound_outwards_and_no_hand_reaches_into_them(hands, assets):
-    figure, posed = figures_with_things(hands, assets, [hand.label for hand in Hand] * 6)
-    faces, held = assets.shared.faces[assets.shared.part == 22], 0
-    for number in range(len(figure.vertices)):
-        corners = figure.vertices[number][faces].double()
+    body, posed = bodies_with_objects(hands, assets, [hand.label for hand in Hand] * 6)
+    faces, held = assets.topology.faces[assets.topology.part == 22], 0
+    for number in range(len(body.vertices)):
+        corners = body.vertices[number][faces].double()
         volume = torch.linalg.det(corners - corners.mean(dim=(0, 1))).sum() / 6
         if volume == 0:
             continue                                        # did not fit
@@ -198,7 +198,7 @@ def test_targets_are_where_the_picture_shows_hands(batches, monkeypatch):
     shown = []
     original = renderer.render
     def spy(hands, view, keys, assets, height, width):
-        shown.append(hand_mask(solid_figure(hands, keys, assets), view, assets, height, width))
+        shown.append(hand_mask(sample_body(hands, keys, assets), view, assets, height, width))
         return original(hands, view, keys, assets, height, width)
 
     monkeypatch.setattr("data.synthetic.batches.render", spy)

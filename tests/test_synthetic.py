@@ -17,11 +17,12 @@ from data.InterHand26M.reader import InterHand26M
 from data.synthetic.on_disk import generate as generator
 from data.synthetic.on_disk.plan import Purpose, Settings, plan_sequences, stream
 from data.synthetic.picture.camera import sample_cameras
-from data.synthetic.picture.render import hand_mask, solid_figure, stack_views
+from data.synthetic.picture.render import hand_mask, sample_body, stack_views
+from data.synthetic.pose.arm import forearm_direction
 from data.synthetic.pose.articulation import FINGERS, PRESETS, finger_rotations, load_rig, sample_angles
-from data.synthetic.pose.body import forearm_direction, wrist_loop
 from data.synthetic.pose.families import FAMILIES, FAMILY_SHARES
 from data.synthetic.pose.interaction import closed_at_wrist, measure, surface_distance, winding_number
+from data.synthetic.surface import boundary_loop
 from tool import make_synthetic
 from tool.dev import contact_sheet
 
@@ -161,9 +162,9 @@ def test_stored_parameters_land_on_the_rendered_hands(pairs_root, hand_model):
                 for triangle in pixels[hand_model.faces[hand].numpy()]:
                     cv2.fillConvexPoly(mask, np.round(triangle * 16).astype(np.int32), 1, shift=4)
             step, camera = steps[image["frame_idx"]], cameras[image["camera"]]
-            keys = generator.picture_keys(SETTINGS, sequence, [generator.Shot("", image["frame_idx"], step, camera)])
-            figure = solid_figure(generator.stack_hands([step]), keys, assets)
-            drawn = hand_mask(figure, stack_views([camera], capture.is_studio), assets, *mask.shape)[0].numpy()
+            keys = generator.image_keys(SETTINGS, sequence, [generator.Shot("", image["frame_idx"], step, camera)])
+            body = sample_body(generator.stack_hands([step]), keys, assets)
+            drawn = hand_mask(body, stack_views([camera], capture.is_studio), assets, *mask.shape)[0].numpy()
             overlaps.append((drawn & (mask > 0)).sum() / (drawn | (mask > 0)).sum())
             strays.append((drawn & (mask == 0)).sum() / drawn.sum())
     # A forearm may cover a part of the other hand, so a picture can show less than the mesh, but never more.
@@ -345,20 +346,20 @@ def test_a_camera_sees_the_same_after_the_world_is_moved():
     rng = np.random.default_rng(0)
     rotation, shift, points = Rotation.random(rng=rng).as_matrix(), rng.normal(0, 1, 3), rng.normal(0, 0.1, (20, 3))
     for camera in (*sample_cameras(12, True, rng), *sample_cameras(12, False, rng)):
-        assert np.abs(camera.project(np.zeros(3))[:2] - np.array(camera.size) / 2).max() < 90
+        assert np.abs(camera.to_px(np.zeros(3))[:2] - np.array(camera.size) / 2).max() < 90
         moved = camera.moved(rotation, shift)
-        np.testing.assert_allclose(moved.project(points @ rotation.T + shift), camera.project(points), atol=1e-8)
+        np.testing.assert_allclose(moved.to_px(points @ rotation.T + shift), camera.to_px(points), atol=1e-8)
 
 
 def test_studio_cameras_are_like_those_of_the_studio_and_others_like_photographs():
     rng = np.random.default_rng(0)
     studio, others = sample_cameras(40, True, rng), sample_cameras(200, False, rng)
     for camera in studio:
-        assert 0.9 < camera.project(np.zeros(3))[2] < 1.3 and 1240 < camera.focal.min() < camera.focal.max() < 1300
+        assert 0.9 < camera.to_px(np.zeros(3))[2] < 1.3 and 1240 < camera.focal.min() < camera.focal.max() < 1300
     focals = np.array([camera.focal[0] for camera in others])
     assert focals.min() < 350 and focals.max() > 1150
     for camera in others:                                   # 20 cm of hands fill a sixth to all of the picture's width
-        share = 0.2 * camera.focal[0] / camera.project(np.zeros(3))[2] / min(camera.size)
+        share = 0.2 * camera.focal[0] / camera.to_px(np.zeros(3))[2] / min(camera.size)
         assert 0.15 < share < 1.0
 
 
@@ -377,7 +378,7 @@ def test_points_in_a_sphere_are_inside_and_their_distance_is_right():
 def test_hands_closed_at_the_wrist_are_closed(hand_model):
     vertices, faces = closed_at_wrist(hand_model.template[0].double().numpy(), hand_model.faces[0].numpy())
     assert trimesh.Trimesh(vertices, faces, process=False).is_watertight
-    assert len(wrist_loop(hand_model.faces[0].numpy())) == 16
+    assert len(boundary_loop(hand_model.faces[0].numpy())) == 16
 
 
 def test_hands_pushed_into_each_other_overlap_by_as_much(hand_model):

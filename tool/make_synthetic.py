@@ -5,11 +5,11 @@
 
 --frames counts images over all splits: 85 % train, 5 % val, 10 % test, each with people, clothes, lights and cameras
 of its own. The set depends only on --frames, --seed, --cameras and --interacting, not on the number of workers. An
-interrupted run goes on where it stopped when it is started again.
+interrupted run resumes when it is started again.
 
---preset renders a set that stands still, to compare results on: it brings settings of its own, needs the renderer and
-the hand that it was frozen with, and is compared with what was recorded then. Started again on a finished set it only
-compares, as `tool/verify_data.py --preset` does where nothing can be rendered. Exit code: 4 if it is not the preset.
+--preset renders a frozen benchmark, to compare results on: it has settings of its own, needs the renderer and the hand
+that it was frozen with, and is compared with what was recorded then. Started again on a finished set it only compares,
+as `tool/verify_data.py --preset` does where nothing can be rendered. Exit code: 4 if it is not the preset.
 """
 
 import _bootstrap
@@ -45,7 +45,7 @@ def main() -> int:
 
 
 def _preset(args: argparse.Namespace) -> Preset | None:
-    """The preset asked for, if this code can render or record it."""
+    """The requested preset, if any; UserError if this code cannot render or record it."""
     if not args.preset:
         if args.record:
             raise UserError("--record was given without --preset.")
@@ -76,10 +76,10 @@ def _parse_args() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="default: 0")
     parser.add_argument("--cameras", type=int, help="that see each time step (default: 2)")
     parser.add_argument("--interacting", type=float,
-                        help="share of time steps with both hands; the rest is right or left alone (default: 0.8)")
-    parser.add_argument("--preset", metavar="NAME", help="a set that stands still: rendered-v1")
+                        help="share of time steps with both hands; the rest shows one hand (default: 0.8)")
+    parser.add_argument("--preset", metavar="NAME", help="a frozen benchmark: rendered-v1")
     parser.add_argument("--record", action="store_true",
-                        help="for maintainers: freeze a preset that has not been recorded as what this code renders")
+                        help="for maintainers: freeze a preset that has not been recorded from what this code renders")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one for each CPU)")
     parser.add_argument("--hand_model", choices=["builtin"], default="builtin",
                         help="MANO has no skin of its own: only the built-in hand can be rendered")
@@ -87,7 +87,7 @@ def _parse_args() -> argparse.Namespace:
 
 
 def _print_interactions(interactions: dict[str, dict[str, Any]]) -> None:
-    """How deep hands pass through each other, and how often they touch."""
+    """Print how often hands touch and how deep they penetrate each other."""
     records = [record for split in interactions.values() for capture in split.values() for record in capture.values()]
     if not records:
         return

@@ -1,18 +1,20 @@
-"""Rendered two-hand sets in InterHand2.6M's layout: who is seen, in which poses, lit and pictured how.
+"""Rendered two-hand sets in InterHand2.6M's layout.
 
-Three rooms, and `batches.py`, which hands out batches for training without files:
+Start at `batches.py`, which renders training batches without files, or at `on_disk/generate.py`, which writes a set.
 
-- `pose/`, who does what: `posing.py` poses a time step (`families.py` draws how two hands start, `contact.py` brings
-  them together by means of `kinematics.py` and `proxies.py`, `interaction.py` measures the result).
-- `picture/`, what it looks like: `render.py` draws it: everything solid as one mesh (`figure.py`), appearance drawn
-  from keys (`dice.py`, `look.py`), shadows (`lighting.py`), materials (`shading.py`, `skin.py`, `cloth.py`, `noise.py`),
-  what lies behind (`backdrop.py`), cameras (`camera.py`) and what they make of it (`develop.py`).
-- `on_disk/`, a set as files: start at `generate.py`, which plans it (`plan.py`), renders each time step from several
-  cameras and writes the annotations (`annotations.py`). `preset.py` knows frozen benchmarks.
+- `pose/`, the hands of a time step: `posing.py` samples a start pose (`families.py` two hands, `articulation.py` the
+  fingers of one) and settles it (`contact.py`, with forward kinematics in `kinematics.py` and collision proxies in
+  `proxies.py`); `arm.py` places the elbow, `interaction.py` measures contact and penetration.
+- `picture/`, their image: `render.py` draws one mesh (`body.py`) of random `appearance.py` (numbers from `dice.py`)
+  under lights with shadows (`lighting.py`), with the materials of `shading.py` (`skin.py`, `cloth.py`, textures from
+  `noise.py`), in front of a `backdrop.py`, seen by a `camera.py` and turned into a photograph (`develop.py`).
+- `on_disk/`, a set as files: `generate.py` plans it (`plan.py`), renders each time step from several cameras and
+  writes the annotations (`annotations.py`); `preset.py` defines frozen benchmarks.
+- `surface.py` and `subdivision.py`, the topology of the hand mesh that all of them share.
 
 Frames: `_world` metres as in the annotations · `_person` metres, x towards the person's left, y up, z away from the
 chest, hands near the origin · `_own` the person frame for the right hand and its mirror image across x = 0 for the
-left, in which both hands look like right hands · `_cam` and `_px` as in `common.geometry`.
+left, so that both are right hands · `_cam` and `_px` as in `common.geometry`.
 """
 
-SETTINGS_FILE = "synthetic.json"        # in the root of a set: what it was made with
+SETTINGS_FILE = "synthetic.json"        # in the root of a set: the metadata that reproduces it

@@ -1,9 +1,9 @@
-"""Batches rendered where the training is, with no disk in between: a pure function of (seed, epoch, index).
+"""Batches rendered on the training device instead of read from files: a pure function of (seed, epoch, index).
 
-Hands come from a bank of settled poses; each index shows one of them, in each epoch to another camera, with another
-person's skin and clothes, other lights and surroundings. `render.render` draws the files of a set as well.
+Hands come from a bank of settled poses. Each index shows one of them, in each epoch with another camera, person,
+lights and backdrop. The renderer is that of the sets on disk.
 
-Legend: B batch · N time steps in the bank · 2 the hand axis · 21 joints · 778 vertices. Metres.
+Legend: B batch · N time steps in the bank · 2 the hand axis · 21 joints · 778 vertices. Metres, person frame.
 """
 
 import math
@@ -23,38 +23,38 @@ from common.types import ManoParams, Targets, TwoHandBatch, map_tensors
 from data.schema import Reader
 from data.synthetic.on_disk.generate import capture_of, hand_set, one_thread, pose_streams, settings_of
 from data.synthetic.on_disk.plan import Settings, plan_sequences
+from data.synthetic.picture.appearance import Keys
+from data.synthetic.picture.body import Hands
 from data.synthetic.picture.camera import MAX_AZIMUTH, SINES
 from data.synthetic.picture.develop import jpeg
 from data.synthetic.picture.dice import Dice
-from data.synthetic.picture.figure import Hands
-from data.synthetic.picture.look import Keys
 from data.synthetic.picture.render import Assets, View, load_assets, render
-from data.synthetic.pose.body import OWN_SIGNS
+from data.synthetic.pose.kinematics import OWN_SIGNS
 from data.synthetic.pose.posing import HandSet, Step, pose_steps
 
 _STUDIO_SHARE, _JPEG_SHARE = 0.45, 0.6
 _GREY_STUDIO, _GREY = 0.15, 0.06
-_OWN_SHARE = 0.2            # of photographs: taken by the person whose hands they show
-_DIRECTIONS = 4             # camera directions drawn for each picture; the first that no arm blocks is taken
-_IN_THE_WAY = 0.75          # cosine between camera and forearm beyond which the arm hides its hand
+_OWN_SHARE = 0.2            # of photographs: taken by the owner of the hands
+_DIRECTIONS = 4             # camera directions sampled for each image; the first that no arm blocks is taken
+_IN_THE_WAY = 0.75          # cosine between camera direction and forearm beyond which the arm hides its hand
 _AT_ONCE = 64               # time steps settled together
-_IN_A_PART = 8              # pictures that a thread renders at once on the CPU
-_SPARE = 0.08               # how far hands may be off the middle of a crop, as a share of its side
+_IN_A_PART = 8              # images that a thread renders at once on the CPU
+_SPARE = 0.08               # largest offset of the hands from the centre of the crop, as a share of its side
 
 
 class TimeStep(NamedTuple):
-    """Names a time step of a split."""
+    """Identifies a time step of a split."""
 
     capture: int
     frame: int
 
 
 class PoseBank(NamedTuple):
-    """Settled time steps in the person frame, on one device."""
+    """Settled time steps on one device."""
 
     vertices: Tensor        # (N, 2, 778, 3)
     joints: Tensor          # (N, 2, 21, 3)
-    rotations: Tensor       # (N, 2, 16, 3, 3)  as in Step
+    rotations: Tensor       # (N, 2, 16, 3, 3)  as in `Step`
     shape: Tensor           # (N, 10)
     present: Tensor         # (N, 2) bool
     rotation_own: Tensor    # (N, 2, 3, 3)
@@ -63,7 +63,7 @@ class PoseBank(NamedTuple):
 
 def pose_bank(steps: list[Step], shapes: list[np.ndarray], hands: HandSet,
               device: torch.device | str = "cpu") -> PoseBank:
-    """The steps of people with `shapes`, each (10,)."""
+    """The bank of steps of people with the given shapes (10,)."""
     def tensor(arrays: list[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.stack(arrays)).float().to(device)
 
@@ -76,8 +76,7 @@ def pose_bank(steps: list[Step], shapes: list[np.ndarray], hands: HandSet,
 
 
 def settled_bank(settings: Settings, split: str, device: torch.device | str = "cpu") -> tuple[PoseBank, list[TimeStep]]:
-    """The time steps of one split of a set, settled anew: what its files show, without their pictures. And which
-    they are, in order."""
+    """The time steps of one split of a set, settled again from its settings, and their identities in order."""
     hands, _ = hand_set()
     kinds, shapes, rngs, names = [], [], [], []
     for sequence in (planned for planned in plan_sequences(settings) if planned.split == split):
@@ -93,10 +92,10 @@ def settled_bank(settings: Settings, split: str, device: torch.device | str = "c
 
 
 class RenderedBatches:
-    """Batches by (epoch, indices).
+    """Renders batches by (epoch, indices).
 
-    rows: (S,) int64, the row of the bank that each index shows; None: each index that of its own number.
-    size: side of the crops, pixels.  box_ratio: share of a crop that the hands fill.
+    rows: (S,) int64, the row of the bank that each index shows; by default the index itself.
+    size: side of the crops, pixels.  box_ratio: share of the crop's side that the hands fill.
     """
 
     def __init__(self, bank: PoseBank, assets: Assets, *, size: int, box_ratio: float, seed: int,
@@ -107,9 +106,9 @@ class RenderedBatches:
     @classmethod
     def of_set(cls, reader: Reader, root: Path, split: str, *, size: int, box_ratio: float, seed: int,
                device: torch.device) -> "RenderedBatches":
-        """The hands of a rendered set, each index those of the reader's record of that number.
+        """The time steps of a rendered set; each index shows that of the reader's record of the same index.
 
-        UserError if `root` holds no set that this code renders.
+        Raises UserError if `root` holds no set that this code renders.
         """
         bank, steps = settled_bank(settings_of(root), split, device)
         row_of = {step: row for row, step in enumerate(steps)}
@@ -126,35 +125,30 @@ class RenderedBatches:
         """The samples at `indices` (B,) int64 on the bank's device."""
         if indices.is_cuda:
             return self.part(epoch, indices)
-        # Operations on a few pictures are too small to be shared among threads, and stay in a core's caches.
+        # Operations on a few images are too small to be split among threads, and fit into a core's caches.
         with one_thread() as threads, ThreadPoolExecutor(threads) as pool:
             parts = pool.map(partial(self.part, epoch), indices.split(_IN_A_PART))
             return map_tensors(lambda *values: torch.cat(values), *parts)
 
     def part(self, epoch: int, indices: Tensor) -> TwoHandBatch:
-        """As `batch`, but all at once."""
+        """As `batch`, without splitting it among threads."""
         dice = Dice.of(self.seed, epoch, indices, device=indices.device)
         bank = PoseBank(*(values.index_select(0, self.rows[indices]) for values in self.bank))
         hands = Hands(bank.vertices, bank.present, bank.rotation_own, bank.forearm_own)
-        view = sample_view(hands, self.size, self.box_ratio, dice)
+        view = _sample_view(hands, self.size, self.box_ratio, dice)
         keys = Keys(*(Dice.of(name, dice.key, device=indices.device).key for name in Keys._fields))
         with torch.no_grad():
-            picture = render(hands, view, keys, self.assets, self.size, self.size)
-            picture = compressed(picture, dice)
-        return TwoHandBatch(picture.permute(0, 3, 1, 2).contiguous(), targets_of(bank, view, self.size), view.camera,
+            image = render(hands, view, keys, self.assets, self.size, self.size)
+            at = torch.nonzero(dice.chance("as jpeg", _JPEG_SHARE)).squeeze(-1)
+            image = image.index_copy(0, at, jpeg(image[at], dice.uniform("quality", 55, 97)[at]))
+        return TwoHandBatch(image.permute(0, 3, 1, 2).contiguous(), _targets(bank, view, self.size), view.camera,
                             indices, torch.zeros_like(indices))
-
-
-def compressed(picture: Tensor, dice: Dice) -> Tensor:
-    """Some of the pictures (B, H, W, 3) as JPEG leaves them."""
-    at = torch.nonzero(dice.chance("as jpeg", _JPEG_SHARE)).squeeze(-1)
-    return picture.index_copy(0, at, jpeg(picture[at], dice.uniform("quality", 55, 97)[at]))
 
 
 # ---------------------------------------------------------------- cameras
 
-def sample_view(hands: Hands, size: int, box_ratio: float, dice: Dice) -> View:
-    """A camera for each picture, whose crop of `size` pixels the hands that are there fill."""
+def _sample_view(hands: Hands, size: int, box_ratio: float, dice: Dice) -> View:
+    """A camera for each image, whose `size`² pixels the present hands fill by about `box_ratio`."""
     is_studio = dice.chance("studio", _STUDIO_SHARE)
     grey = dice.chance("grey", torch.where(is_studio, _GREY_STUDIO, _GREY))
     seen = torch.where(hands.present[..., None, None], hands.vertices, hands.vertices.flip(1)).flatten(1, 2)
@@ -165,7 +159,7 @@ def sample_view(hands: Hands, size: int, box_ratio: float, dice: Dice) -> View:
     farthest = torch.where(is_own, math.log(0.6), math.log(1.3))
     distance = torch.where(is_studio, dice.uniform("studio distance", 1.0, 1.2),
                            dice.uniform("distance", math.log(0.32), farthest).exp())
-    rotation = _looking(-out, 0.14 * dice.normal("roll"))
+    rotation = _look_at(-out, 0.14 * dice.normal("roll"))
     position = middle + out * distance[:, None]
     cam = (seen - position[:, None]) @ rotation.transpose(-1, -2)
     plane = cam[..., :2] / cam[..., 2:]
@@ -179,13 +173,13 @@ def sample_view(hands: Hands, size: int, box_ratio: float, dice: Dice) -> View:
 
 
 def _direction(hands: Hands, is_own: Tensor, dice: Dice) -> Tensor:
-    """Unit directions (B, 3) from the hands to a camera that does not look along a forearm.
+    """Unit directions (B, 3) from the hands to a camera, not along a forearm.
 
     is_own: (B,) bool, where people photograph their own hands, from above.
     """
     azimuth = dice.uniform("azimuth", -MAX_AZIMUTH, MAX_AZIMUTH, _DIRECTIONS)
     azimuth = torch.where(is_own[:, None], math.pi + 0.3 * dice.normal("own azimuth", _DIRECTIONS), azimuth)
-    # Equal steps of the sine are equal areas of the sphere.
+    # Uniform in the sine of the elevation is uniform on the sphere.
     elevation = dice.uniform("elevation", *SINES, _DIRECTIONS).asin()
     own = (0.84 + 0.17 * dice.normal("own elevation", _DIRECTIONS)).clamp(0.4, 1.3)
     elevation = torch.where(is_own[:, None], own, elevation)
@@ -196,8 +190,8 @@ def _direction(hands: Hands, is_own: Tensor, dice: Dice) -> Tensor:
     return out[torch.arange(len(out), device=out.device), first_free]
 
 
-def _looking(forward: Tensor, roll: Tensor) -> Tensor:
-    """World-to-camera rotations (B, 3, 3) of cameras that look along `forward` with the y axis up in the picture."""
+def _look_at(forward: Tensor, roll: Tensor) -> Tensor:
+    """Rotations (B, 3, 3) into the frames of cameras that look along `forward` (B, 3), upright but for `roll` (B,)."""
     right = normalize(torch.linalg.cross(forward, forward.new_tensor([0.0, 1.0, 0.0]).expand_as(forward)), dim=-1)
     down = torch.linalg.cross(forward, right)
     cos, sin = roll.cos()[:, None], roll.sin()[:, None]
@@ -206,18 +200,18 @@ def _looking(forward: Tensor, roll: Tensor) -> Tensor:
 
 # ---------------------------------------------------------------- targets
 
-def targets_of(bank: PoseBank, view: View, size: int) -> Targets:
-    """What the pictures of `view` show, in its camera frame."""
-    def seen(points: Tensor) -> Tensor:
+def _targets(bank: PoseBank, view: View, size: int) -> Targets:
+    """Ground truth in the camera frames of `view`; row k of the bank belongs to image k."""
+    def to_cam(points: Tensor) -> Tensor:
         cam = (points - view.position[:, None, None]) @ view.rotation.transpose(-1, -2)[:, None]
         return torch.where(bank.present[..., None, None], cam, 0.0)
 
     present = bank.present.float()
-    vertices, joints = seen(bank.vertices), seen(bank.joints)
+    vertices, joints = to_cam(bank.vertices), to_cam(bank.joints)
     wrist = joints[:, :, WRIST]
     has_both = present.prod(dim=1)
     depth = torch.where(bank.present[..., None, None], joints[..., 2:], 1.0)
-    joints_crop = ((joints @ view.camera.transpose(-1, -2)[:, None])[..., :2] / depth)
+    joints_crop = (joints @ view.camera.transpose(-1, -2)[:, None])[..., :2] / depth
     inside = ((joints_crop >= 0) & (joints_crop <= size - 1)).all(dim=-1) & bank.present[..., None]
     identity = torch.eye(3, device=wrist.device)
     root = view.rotation[:, None] @ bank.rotations[:, :, 0]

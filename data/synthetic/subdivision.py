@@ -1,65 +1,45 @@
-"""Loop subdivision as a sparse matrix, for silhouettes rounder than 778 vertices allow.
+"""Loop subdivision as a sparse matrix.
 
-Subdividing is linear in the vertices, so it is worked out once per topology and then
-applied to any posed mesh as one sparse product: `fine = matrix @ coarse`.
+Subdivision is linear in the vertices: it is worked out once per topology and applied to any posed mesh as
+`fine = matrix @ coarse`.
 
-V coarse vertices, F coarse faces.  Old vertices keep their indices 0 .. V-1.
+Legend: V coarse vertices · F coarse faces · E edges. Coarse vertices keep their indices 0 … V − 1.
 """
-
-from __future__ import annotations
-
-from typing import NamedTuple
 
 import numpy as np
 from scipy import sparse
 
 
-class CooMatrix(NamedTuple):
-    """A sparse matrix as coordinates: entry `values[k]` stands at `(rows[k], cols[k])`."""
+def subdivide(faces: np.ndarray, num_vertices: int, levels: int) -> tuple[sparse.csr_matrix, np.ndarray]:
+    """Matrix (V', V) from coarse to fine vertices, its rows summing to 1, and fine faces (4^levels·F, 3) int64.
 
-    rows: np.ndarray  # (nnz,) int64, sorted by row, then column
-    cols: np.ndarray  # (nnz,) int64
-    values: np.ndarray  # (nnz,) float64; every row sums to 1
-    shape: tuple[int, int]  # (fine vertices, coarse vertices)
-
-
-def subdivide(faces: np.ndarray, num_vertices: int, rounds: int) -> tuple[CooMatrix, np.ndarray]:
-    """The matrix from coarse to fine vertices, and the fine faces, of `rounds` Loop steps.
-
-    faces: (F, 3) integer, a manifold with or without boundary.  Returns the (V', V) matrix
-    and (4^rounds F, 3) int64 faces with the winding of the input.
+    faces: (F, 3) integer, a manifold with or without boundary, whose winding the fine faces keep.
     """
     matrix = sparse.identity(num_vertices, format="csr")
     fine = np.asarray(faces, dtype=np.int64)
-    for _ in range(rounds):
+    for _ in range(levels):
         step, fine = _loop_step(fine, matrix.shape[0])
         matrix = step @ matrix
-
     matrix.sort_indices()
-    entries = matrix.tocoo()
-    rows, cols = entries.row.astype(np.int64), entries.col.astype(np.int64)
-    return CooMatrix(rows, cols, entries.data, matrix.shape), fine
+    return matrix, fine
 
 
 def edge_table(faces: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Edges (E, 2) in lexicographic order, the edge of each face side (F, 3), and uses per edge.
+    """Edges (E, 2) in lexicographic order, the edge of each face side (F, 3), and the faces of each edge (E,).
 
-    Side k of a face joins its corners k and k+1.  An edge used once lies on the boundary.
+    Side k of a face joins its corners k and k + 1. An edge of one face lies on the boundary.
     """
-    sides = np.stack([faces, np.roll(faces, -1, axis=1)], axis=-1)  # (F, 3, 2)
-    edges, side_to_edge, uses = np.unique(
-        np.sort(sides.reshape(-1, 2), axis=1), axis=0, return_inverse=True, return_counts=True
-    )
+    sides = np.stack([faces, np.roll(faces, -1, axis=1)], axis=-1)                  # (F, 3, 2)
+    edges, side_to_edge, uses = np.unique(np.sort(sides.reshape(-1, 2), axis=1), axis=0, return_inverse=True,
+                                          return_counts=True)
     return edges, side_to_edge.reshape(-1, 3), uses
 
 
 def _loop_step(faces: np.ndarray, num_vertices: int) -> tuple[sparse.csr_matrix, np.ndarray]:
-    """One Loop step: the (V + E, V) matrix and the four-fold faces.  New vertex V + e sits on edge e."""
+    """Matrix (V + E, V) and faces (4F, 3) of one level; new vertex V + e lies on edge e."""
     edges, side_to_edge, uses = edge_table(faces)
-    matrix = sparse.vstack(
-        [_old_vertex_rule(edges, uses, num_vertices), _edge_rule(faces, edges, side_to_edge, uses, num_vertices)]
-    )
-
+    matrix = sparse.vstack([_old_vertex_rule(edges, uses, num_vertices),
+                            _edge_rule(faces, edges, side_to_edge, uses, num_vertices)])
     a, b, c = faces.T
     ab, bc, ca = num_vertices + side_to_edge.T
     fine = np.concatenate([np.stack(corner, 1) for corner in ((a, ab, ca), (ab, b, bc), (ca, bc, c), (ab, bc, ca))])
@@ -67,11 +47,10 @@ def _loop_step(faces: np.ndarray, num_vertices: int) -> tuple[sparse.csr_matrix,
 
 
 def _old_vertex_rule(edges: np.ndarray, uses: np.ndarray, num_vertices: int) -> sparse.csr_matrix:
-    """Where Loop moves the old vertices: (V, V).  The boundary is a cubic spline of its own."""
-    inner = _adjacency(edges, num_vertices)
-    border = _adjacency(edges[uses == 1], num_vertices)
+    """Rows (V, V) of the old vertices; the boundary is a cubic B-spline of its own."""
+    inner = adjacency(edges, num_vertices)
+    border = adjacency(edges[uses == 1], num_vertices)
     on_border = np.asarray(border.sum(1)).ravel() > 0
-
     valence = np.maximum(np.asarray(inner.sum(1)).ravel(), 1)
     # Loop's beta, which keeps the surface curvature-bounded at every valence.
     beta = (5 / 8 - (3 / 8 + np.cos(2 * np.pi / valence) / 4) ** 2) / valence
@@ -81,16 +60,15 @@ def _old_vertex_rule(edges: np.ndarray, uses: np.ndarray, num_vertices: int) -> 
     return sparse.csr_matrix(sparse.diags(keep) + pull_inner + pull_border)
 
 
-def _edge_rule(
-    faces: np.ndarray, edges: np.ndarray, side_to_edge: np.ndarray, uses: np.ndarray, num_vertices: int
-) -> sparse.csr_matrix:
-    """Where the new vertices go: (E, V).  3/8 of each end + 1/8 of each wing; the middle on the boundary."""
+def _edge_rule(faces: np.ndarray, edges: np.ndarray, side_to_edge: np.ndarray, uses: np.ndarray,
+               num_vertices: int) -> sparse.csr_matrix:
+    """Rows (E, V) of the new vertices: 3/8 of each end + 1/8 of each opposite corner; the midpoint on the boundary."""
     inner = uses == 2
     end_weight = np.where(inner, 3 / 8, 1 / 2)
     wing_weight = np.where(inner, 1 / 8, 0)
 
     edge = np.arange(len(edges))
-    side_edge, wing = side_to_edge.ravel(), np.roll(faces, -2, axis=1).ravel()  # the corner opposite each side
+    side_edge, wing = side_to_edge.ravel(), np.roll(faces, -2, axis=1).ravel()      # the corner opposite each side
     rows = np.concatenate([edge, edge, side_edge])
     cols = np.concatenate([edges[:, 0], edges[:, 1], wing])
     values = np.concatenate([end_weight, end_weight, wing_weight[side_edge]])
@@ -99,7 +77,7 @@ def _edge_rule(
     return rule
 
 
-def _adjacency(edges: np.ndarray, num_vertices: int) -> sparse.csr_matrix:
+def adjacency(edges: np.ndarray, num_vertices: int) -> sparse.csr_matrix:
     """Symmetric 0/1 matrix (V, V) of the given edges (E, 2)."""
     ends = np.concatenate([edges, edges[:, ::-1]])
     return sparse.csr_matrix((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(num_vertices, num_vertices))

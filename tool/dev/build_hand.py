@@ -1,6 +1,6 @@
 """Build the built-in right hand: common/assets/builtin_hand.npz.   python tool/dev/build_hand.py [--out FILE]
 
-Deterministic, about half a minute.  Builds in millimetres, saves metres.
+Deterministic; takes about half a minute. Builds in millimetres, saves metres.
 """
 
 from __future__ import annotations
@@ -8,21 +8,21 @@ from __future__ import annotations
 import _bootstrap
 
 import argparse
-import os
 from pathlib import Path
 
 import numpy as np
-from scipy import sparse
+import torch
 
-from common.files import ROOT
+from common.files import ROOT, write_atomically
+from common.geometry import vertex_normals
 from data.synthetic.subdivision import subdivide
 from tool.dev.hand_builder import skeleton
 from tool.dev.hand_builder.anatomy import build_flesh
 from tool.dev.hand_builder.complexion import CHANNELS, skin_channels
 from tool.dev.hand_builder.correctives import pose_correctives
 from tool.dev.hand_builder.field import Flesh, hand_field
-from tool.dev.hand_builder.fit import ROUNDS, fit_to_surface
-from tool.dev.hand_builder.remesh import remesh, vertex_normals
+from tool.dev.hand_builder.fit import LEVELS, fit_to_surface
+from tool.dev.hand_builder.remesh import remesh
 from tool.dev.hand_builder.rig import joint_regressor, skinning_weights
 from tool.dev.hand_builder.shapes import displacements, shape_table
 from tool.dev.hand_builder.surface import dense_surface
@@ -33,7 +33,7 @@ METRES = 1e-3
 
 
 def build_mesh(flesh: Flesh) -> tuple[np.ndarray, np.ndarray]:
-    """The resting hand: vertices (778, 3) in mm and faces (1538, 3)."""
+    """The hand at rest: vertices (778, 3) in mm and faces (1538, 3)."""
     def field(points: np.ndarray) -> np.ndarray:
         return hand_field(flesh, points)
 
@@ -49,9 +49,10 @@ def build() -> dict[str, np.ndarray]:
     shapes, joint_shifts = displacements(joints, vertices, weights)
     posedirs = pose_correctives(flesh, joints, vertices, weights)
 
-    coo, fine_faces = subdivide(faces, len(vertices), ROUNDS)
-    fine = sparse.csr_matrix((coo.values, (coo.rows, coo.cols)), shape=coo.shape) @ vertices
-    channels, relief = skin_channels(flesh, fine, vertex_normals(fine, fine_faces))
+    matrix, fine_faces = subdivide(faces, len(vertices), LEVELS)
+    fine = matrix @ vertices
+    normals = vertex_normals(torch.from_numpy(fine)[None], torch.from_numpy(fine_faces)[None])[0].numpy()
+    channels, relief = skin_channels(flesh, fine, normals)
     return {
         "v_template": METRES * vertices,
         "faces": faces.astype(np.int32),
@@ -70,19 +71,12 @@ def build() -> dict[str, np.ndarray]:
     }
 
 
-def save(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write the arrays in one move, so that a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial.npz")
-    np.savez_compressed(partial, **arrays)
-    os.replace(partial, path)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "common" / "assets" / "builtin_hand.npz")
     out = parser.parse_args().out
-    save(out, build())
+    arrays = build()
+    write_atomically(out, lambda file: np.savez_compressed(file, **arrays))
     print(f"wrote {out} ({out.stat().st_size / 1024:.0f} KiB)")
 
 

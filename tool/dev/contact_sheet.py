@@ -1,4 +1,4 @@
-"""A picture of many random frames with their meshes drawn beside them, to look at before believing a data set.
+"""A contact sheet of random frames of a data set with their annotated meshes, for inspection by eye.
 
 python tool/dev/contact_sheet.py --root DIR --out FILE.png [--split train] [--rows 8] [--columns 8]
 
@@ -13,10 +13,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from torch.nn.functional import normalize
 
 from common.errors import UserError, run_entry_point
-from common.geometry import SquareBox, apply_affine, crop_affine, square_box
+from common.geometry import crop_affine, project, square_box, vertex_normals
 from common.hands import Hand
 from common.mano.load import load_hand_model
 from common.view.rasterizer import interpolate, rasterize
@@ -61,38 +60,28 @@ def _cell(record: Record, faces: torch.Tensor, size: int) -> np.ndarray:
     image = cv2.imread(str(record.image_path))
     if image is None:
         raise UserError(f"{record.image_path} cannot be read.")
-    box: SquareBox = square_box(record.box_px)
-    crop_from_image = crop_affine(box, size)
+    crop_from_image = crop_affine(square_box(record.box_px), size)
     crop = cv2.warpAffine(image[..., ::-1].copy(), crop_from_image[:2], (size, size), flags=cv2.INTER_AREA)
-    return np.hstack([crop, draw_meshes(crop, record, faces, crop_from_image), np.zeros((size, 2, 3), np.uint8)])
+    return np.hstack([crop, _draw_meshes(crop, record, faces, crop_from_image), np.zeros((size, 2, 3), np.uint8)])
 
 
-def draw_meshes(crop: np.ndarray, record: Record, faces: torch.Tensor, crop_from_image: np.ndarray) -> np.ndarray:
-    """The crop (S, S, 3) with the record's meshes shaded over it."""
+def _draw_meshes(crop: np.ndarray, record: Record, faces: torch.Tensor, crop_from_image: np.ndarray) -> np.ndarray:
+    """The crop (S, S, 3) with the record's meshes drawn over it."""
     hands = [hand for hand in Hand if record.vertices_valid[hand]]
     if not hands:
         return crop
-    vertices = record.vertices_cam[hands].reshape(-1, 3)
-    homogeneous = vertices @ record.camera.T
-    pixels = apply_affine(crop_from_image, homogeneous[:, :2] / homogeneous[:, 2:])
+    vertices = torch.from_numpy(record.vertices_cam[hands]).flatten(0, 1)
+    pixels = project(vertices, torch.from_numpy(crop_from_image @ record.camera))
     num_vertices = record.vertices_cam.shape[1]
     triangles = torch.cat([faces[hand] + k * num_vertices for k, hand in enumerate(hands)])
-    seen = torch.from_numpy(np.concatenate([pixels, vertices[:, 2:]], axis=1))[None].float()
-    fragments = rasterize(seen, triangles, *crop.shape[:2])
+    fragments = rasterize(torch.cat([pixels, vertices[:, 2:]], dim=1)[None].float(), triangles, *crop.shape[:2])
 
-    normals = _vertex_normals(torch.from_numpy(vertices).float(), triangles)
+    normals = vertex_normals(vertices[None].float(), triangles[None])[0]
     shade = 0.35 + 0.65 * normals[:, 2:].neg().clamp(min=0)                         # lit from the camera
     colors = shade * _COLORS[hands].repeat_interleave(num_vertices, dim=0)
     drawn = 255 * interpolate(colors, triangles, fragments)[0].numpy()
     opacity = _OPACITY * (fragments.face[0] >= 0).numpy()[..., None]
     return (opacity * drawn + (1 - opacity) * crop).astype(np.uint8)
-
-
-def _vertex_normals(vertices: torch.Tensor, faces: torch.Tensor) -> torch.Tensor:
-    a, b, c = vertices[faces].unbind(1)
-    across = torch.linalg.cross(b - a, c - a)
-    total = torch.zeros_like(vertices).index_add(0, faces.flatten(), across.repeat_interleave(3, dim=0))
-    return normalize(total, dim=-1)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Measure the built-in hand against anatomy.   python tool/dev/measure_hand.py [--poses 260] [--seed 0]
 
-Prints what each finger keeps of its volume when its joints stand at their limits, with and without pose correctives;
-how deep the skin passes through itself in random natural poses; and how the means and spreads of the hand's sizes
-compare with published ones. It sees only the finished meshes and shares no code with `tool/dev/hand_builder`.
+Prints the share of its volume that each finger keeps with its joints at their limits, with and without pose
+correctives; how deep the skin penetrates itself in random natural poses; and the means and spreads of the hand's sizes
+beside published ones. It takes the finished hand and shares no code with `tool/dev/hand_builder`.
 
-Legend: V vertices · F faces · P points · N poses. Metres inside, millimetres in what is printed.
+Legend: V vertices · F faces · P points · N poses. Metres, printed as millimetres.
 """
 
 import _bootstrap
@@ -16,7 +16,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 import trimesh
-from scipy import sparse
 from scipy.spatial import ConvexHull
 from torch import Tensor
 
@@ -31,7 +30,7 @@ from data.synthetic.subdivision import edge_table, subdivide
 # Mean and standard deviation in mm, men and women in equal parts.
 # Hand and wrist: 1774 men and 2208 women (Gordon et al. 1989, Natick TR-89/044).
 # Fingers, from the palm-side crease to the tip: 51 young adults (Chatzıoğlou et al. 2024, Anat Cell Biol 57:172).
-# The spread of the thumb (5.5 there) is not followed: photographs show it turned by different angles.
+# The spread of the thumb (5.5 there) is left out: photographs show it rotated by different angles.
 PUBLISHED = {
     "hand length": (187.2, 11.8),
     "hand breadth": (84.9, 6.8),
@@ -44,8 +43,8 @@ PUBLISHED = {
     "pinky length": (53.3, 4.3),
 }
 
-_SKIN = 1e-4                                    # m: under the skin by this, a vertex is in its own flesh
-_STEPS = np.arange(0.0005, 0.0105, 0.0005)      # m: how far it is pushed to leave other flesh
+_SKIN = 1e-4                                    # depth at which a point below a vertex is inside the hand
+_STEPS = np.arange(0.0005, 0.0105, 0.0005)      # distances by which a vertex is pushed to leave other flesh
 _DIRECTIONS = np.delete(np.stack(np.meshgrid(*3 * [[-1.0, 0.0, 1.0]]), axis=-1).reshape(-1, 3), 13, axis=0)
 _DIRECTIONS /= np.linalg.norm(_DIRECTIONS, axis=1)[:, None]
 
@@ -65,7 +64,7 @@ def without_correctives(model: HandModel) -> HandModel:
 
 
 def natural_angles(rig: Rig, count: int, seed: int) -> tuple[list[str], np.ndarray]:
-    """Names of presets (N,) and joint angles (N, 15, 3) of random hands round every preset in turn."""
+    """Names of presets (N,) and joint angles (N, 15, 3) of random hands around every preset in turn."""
     rng = np.random.default_rng(seed)
     names = [PRESETS[k % len(PRESETS)] for k in range(count)]
     return names, np.stack([sample_angles(rig, name, rng.uniform(0, 1), rng) for name in names])
@@ -76,10 +75,10 @@ def joints_of(finger: str) -> list[int]:
 
 
 def closed(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The mesh with its one hole, if it has one, closed by a fan round the middle of the rim."""
+    """The mesh with its one hole, if any, closed by a fan around the centre of the rim."""
     sides = np.stack([faces, np.roll(faces, -1, axis=1)], axis=-1).reshape(-1, 2)
-    there = set(map(tuple, sides.tolist()))
-    rim = np.array([(b, a) for a, b in sides.tolist() if (b, a) not in there], dtype=np.int64).reshape(-1, 2)
+    directed = set(map(tuple, sides.tolist()))
+    rim = np.array([(b, a) for a, b in sides.tolist() if (b, a) not in directed], dtype=np.int64).reshape(-1, 2)
     if not len(rim):
         return vertices, faces
     fan = np.concatenate([rim, np.full((len(rim), 1), len(vertices))], axis=1)
@@ -87,7 +86,7 @@ def closed(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def volume(vertices: np.ndarray, faces: np.ndarray) -> float:
-    """What the closed faces enclose, m³."""
+    """Volume of the closed mesh, m³."""
     points, solid = closed(vertices, faces)
     a, b, c = np.moveaxis(points[solid], 1, 0)
     return float(np.einsum("fi,fi->", a, np.cross(b, c)) / 6)
@@ -96,10 +95,10 @@ def volume(vertices: np.ndarray, faces: np.ndarray) -> float:
 # ---------------------------------------------------------------- skin through skin
 
 def self_intersection(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """How far each vertex (V, 3) must be pushed into its own flesh, in the best direction, to leave all other flesh.
+    """Penetration depth (V,) of each vertex: how far it must be pushed inwards, in the best direction, to be free.
 
-    (V,) metres, 0 where the skin is free, in steps of half a millimetre up to a centimetre. Just under the skin the
-    winding number is 1, and 2 where other flesh is there as well.
+    0 where the skin is free; in steps of half a millimetre up to a centimetre. Just under the skin the winding number
+    is 1, and 2 where another part of the hand covers it.
     """
     points, solid = closed(vertices, faces)
     triangles = points[solid]
@@ -110,21 +109,14 @@ def self_intersection(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
         if not len(caught):
             break
         depth[caught] = step
-        way, row = np.nonzero(_DIRECTIONS @ inwards[caught].T > 0.3)                # (26, caught)
-        is_free = winding_number(vertices[caught[row]] + step * _DIRECTIONS[way], triangles) < 1.5
+        direction, row = np.nonzero(_DIRECTIONS @ inwards[caught].T > 0.3)          # (26, caught)
+        is_free = winding_number(vertices[caught[row]] + step * _DIRECTIONS[direction], triangles) < 1.5
         caught = np.setdiff1d(caught, caught[row[is_free]])
     return depth
 
 
-def partner(rest: np.ndarray, vertices: np.ndarray, vertex: int) -> int:
-    """Whom a vertex ran into: the vertex that came nearest, measured by its distance in the resting hand."""
-    before, now = (np.linalg.norm(points - points[vertex], axis=1) for points in (rest, vertices))
-    before[vertex] = np.nan
-    return int(np.nanargmin(now / before))
-
-
 def winding_number(points: np.ndarray, triangles: np.ndarray) -> np.ndarray:
-    """How often a closed surface (F, 3, 3) wraps round each point (P, 3), by solid angles (van Oosterom, Strackee)."""
+    """Winding number (P,) of a closed surface (F, 3, 3) around points (P, 3) (van Oosterom and Strackee, 1983)."""
     a, b, c = np.moveaxis(triangles, 1, 0)                                          # (F, 3) each
     square = (points * points).sum(axis=1)[:, None]
 
@@ -139,8 +131,11 @@ def winding_number(points: np.ndarray, triangles: np.ndarray) -> np.ndarray:
 
 
 def meeting(model: HandModel, vertices: np.ndarray, vertex: int) -> tuple[str, str]:
-    """The bones whose skins meet at a vertex of a posed hand (V, 3): ("index3", "thumb2")."""
-    other = partner(model.template[Hand.RIGHT].double().numpy(), vertices, vertex)
+    """Names of the bones whose skin collides at a vertex of a posed hand (V, 3): ("index3", "thumb2")."""
+    before, now = (np.linalg.norm(points - points[vertex], axis=1)
+                   for points in (model.template[Hand.RIGHT].double().numpy(), vertices))
+    before[vertex] = np.nan
+    other = int(np.nanargmin(now / before))         # the vertex that came nearest, relative to the resting hand
     owner = model.weights[Hand.RIGHT].argmax(dim=1)
     return MODEL16.names[owner[vertex]], MODEL16.names[owner[other]]
 
@@ -148,9 +143,9 @@ def meeting(model: HandModel, vertices: np.ndarray, vertex: int) -> tuple[str, s
 # ---------------------------------------------------------------- volumes
 
 def finger_volumes(model: HandModel, rig: Rig) -> dict[str, tuple[float, float]]:
-    """Share of a finger's volume, the smallest over its joints at either limit of flexion, and all joints bent.
+    """Share of its rest volume that each finger keeps: {finger: (one, all)}.
 
-    {finger: (one joint at its limit, all joints at their upper limit)}.
+    one: the least, with one joint at either limit of flexion.  all: with all joints at their upper limit.
     """
     return {finger: _volumes_of(model, rig, finger) for finger in FINGERS}
 
@@ -172,25 +167,23 @@ def _volumes_of(model: HandModel, rig: Rig, finger: str) -> tuple[float, float]:
 # ---------------------------------------------------------------- sizes
 
 class Ruler:
-    """Measures flat right hands by their meshes, as one measures people."""
+    """Measures flat right hands by their meshes, as anthropometry measures people."""
 
     def __init__(self, model: HandModel):
         self.model = model
-        faces = model.faces[Hand.RIGHT].numpy()
-        entries, self.faces = subdivide(faces, 778, rounds=2)
-        self.fine = sparse.csr_matrix((entries.values, (entries.rows, entries.cols)), entries.shape)
-        self.weights = self.fine @ model.weights[Hand.RIGHT].double().numpy()
+        self.fine, faces = subdivide(model.faces[Hand.RIGHT].numpy(), 778, levels=2)
+        self.edges = edge_table(faces)[0]
+        weights = self.fine @ model.weights[Hand.RIGHT].double().numpy()
         with np.load(BUILTIN_HAND, allow_pickle=False) as file:
             skin = dict(zip(file["skin_channels"].tolist(), file["skin"].T / 255.0, strict=True))
-        self.own = {finger: self.weights[:, joints_of(finger)].sum(axis=1) > 0.5 for finger in FINGERS}
+        self.own = {finger: weights[:, joints_of(finger)].sum(axis=1) > 0.5 for finger in FINGERS}
         self.creases = {finger: self._base_crease(finger, skin) for finger in FINGERS}
-        self.edges = edge_table(self.faces)[0]
 
     def _base_crease(self, finger: str, skin: dict[str, np.ndarray]) -> np.ndarray:
-        """Weights (fine vertices,), sum 1, of the flexion crease that parts the finger from the palm."""
+        """Weights of the fine vertices, summing to 1, in the flexion crease between finger and palm."""
         is_thumb = finger == "thumb"
         start, end = joints_of(finger)[1:] if is_thumb else joints_of(finger)[:2]
-        first, last = (0.1, 0.6) if is_thumb else (0.35, 0.8)       # of the bone that it lies on
+        first, last = (0.1, 0.6) if is_thumb else (0.35, 0.8)       # where to search, as fractions of the bone
         template = self.model.template[Hand.RIGHT].double().numpy()
         joints = self.model.regressor[Hand.RIGHT].double().numpy() @ template
         bone = joints[end] - joints[start]
@@ -199,7 +192,7 @@ class Ruler:
         return drawn / drawn.sum()
 
     def sizes(self, shape: np.ndarray) -> dict[str, float]:
-        """Everything that is measured, of a hand of `shape` (10,), metres."""
+        """All sizes of a hand of `shape` (10,), metres."""
         model = self.model
         vertices = (model.template[Hand.RIGHT] + model.shapedirs[Hand.RIGHT] @ torch.from_numpy(shape).float()).double()
         joints = (model.regressor[Hand.RIGHT].double() @ vertices).numpy()
@@ -229,14 +222,14 @@ class Ruler:
         return np.ptp(section @ across / np.linalg.norm(across))
 
     def _cut(self, fine: np.ndarray, part: np.ndarray, point: np.ndarray, normal: np.ndarray) -> np.ndarray:
-        """Where a plane crosses the vertices `part` of the fine surface: (P, 3)."""
+        """Points (P, 3) where a plane crosses the edges between vertices `part` (bool) of the fine surface."""
         side = (fine - point) @ normal
         edges = self.edges[part[self.edges].all(axis=1)]
         a, b = edges[side[edges[:, 0]] * side[edges[:, 1]] < 0].T
         return fine[a] + (side[a] / (side[a] - side[b]))[:, None] * (fine[b] - fine[a])
 
     def statistics(self) -> dict[str, tuple[float, float]]:
-        """{size: (mean, standard deviation)} in metres over people with shapes from N(0, 1), to first order."""
+        """{size: (mean, standard deviation)} in metres, over shapes from N(0, 1), to first order."""
         mean = self.sizes(np.zeros(10))
         steps = []
         for unit in np.eye(10):
@@ -247,16 +240,16 @@ class Ruler:
 
 
 def tape(points: np.ndarray, x: np.ndarray, y: np.ndarray) -> float:
-    """Length of a tape round points (P, 3) of a plane that `x` and `y` span."""
+    """Length of a tape around points (P, 3) in a plane spanned by `x` and `y`: the perimeter of the convex hull."""
     flat = np.stack([points @ (axis / np.linalg.norm(axis)) for axis in (x, y)], axis=1)
-    return float(ConvexHull(flat).area)         # of a plane figure: its perimeter
+    return float(ConvexHull(flat).area)         # in two dimensions the area is the perimeter
 
 
 # ---------------------------------------------------------------- the report
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--poses", type=int, default=260, help="natural poses to look at (default: 260)")
+    parser.add_argument("--poses", type=int, default=260, help="natural poses to measure (default: 260)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     model, rig = load_hand_model("builtin"), load_rig()

@@ -1,12 +1,12 @@
-"""Do rendered pictures have the frequencies of photographs? Their power spectra beside those of real frames.
+"""Compare the power spectra of rendered images with those of real frames.
 
 python tool/dev/picture_spectrum.py --real FOLDER --rendered ROOT [ROOT ...] --out FILE.png [--json FILE]
 
-Folders are searched for InterHand2.6M annotation files ("*_data.json") and their pictures; the middle of the hands is
-cut out of each at its own resolution. A spectrum is the power of one crop's brightness, averaged over all directions,
-in bands of equal width; its level is that at the lowest frequencies, so that contrast as a whole does not count. Real
-crops come one by one, rendered ones as median and 10th to 90th percentile. Printed is the share of the bands in which
-the rendered median lies within the spread of the real ones, and the distance beyond it.
+Folders are searched for InterHand2.6M annotation files ("*_data.json") and their images, which are cropped around the
+hands at their own resolution. A spectrum is the power of one crop's brightness, averaged over all directions, in bands
+of equal width, relative to the lowest frequencies, so that overall contrast does not count. The plot shows each real
+crop, and median and 10th to 90th percentile of the rendered ones. Printed is the share of the bands in which the
+rendered median lies within the range of the real crops, and its largest distance outside.
 """
 
 import _bootstrap
@@ -20,7 +20,7 @@ import numpy as np
 
 from common.errors import UserError, run_entry_point
 
-_SIDE = 128                 # of a crop, pixels: hands of the real frames are as large
+_SIDE = 128                 # of a crop, pixels: the size of hands in the real frames
 _BANDS = 24
 
 
@@ -48,20 +48,20 @@ def _parse_args() -> argparse.Namespace:
     parser.add_argument("--rendered", type=Path, nargs="+", required=True, help="roots of rendered sets")
     parser.add_argument("--out", type=Path, required=True, help="plot to write")
     parser.add_argument("--json", type=Path, help="write the curves here")
-    parser.add_argument("--limit", type=int, default=400, help="pictures of a folder at most")
+    parser.add_argument("--limit", type=int, default=400, help="most images of an annotation file (default: 400)")
     return parser.parse_args()
 
 
 def spectra(folder: Path, limit: int) -> np.ndarray:
-    """log10 of the power in each band of each crop, (N, bands)."""
+    """Power spectra (N, bands) of the crops of a folder."""
     found = [power_spectrum(crop) for crop in _crops(folder, limit)]
     if not found:
-        raise UserError(f"{folder} holds no annotated picture.", "It needs '*_data.json' and the pictures it names.")
+        raise UserError(f"{folder} holds no annotated image.", "It needs '*_data.json' and the images it names.")
     return np.stack(found)
 
 
 def power_spectrum(crop: np.ndarray) -> np.ndarray:
-    """log10 of the power of a grey crop (S, S), averaged over directions, relative to the lowest two bands."""
+    """log10 of the power (bands,) of a grey crop (S, S), averaged over directions, relative to the lowest two bands."""
     side = len(crop)
     window = np.hanning(side)[:, None] * np.hanning(side)
     centered = (crop - np.average(crop, weights=window)) * window
@@ -75,12 +75,12 @@ def power_spectrum(crop: np.ndarray) -> np.ndarray:
 
 
 def band_centers() -> np.ndarray:
-    """Cycles per pixel."""
+    """Centres (bands,) of the bands, cycles per pixel."""
     return (np.arange(_BANDS) + 0.5) * 0.5 / _BANDS
 
 
 def agreement(median: np.ndarray, real: np.ndarray) -> tuple[float, float]:
-    """The share of bands in which a curve lies within the spread of real ones (N, bands), and how far it leaves it."""
+    """Share of bands in which a curve is inside the range of real ones (N, bands), and its largest distance outside."""
     beyond = np.maximum(np.maximum(real.min(axis=0) - median, median - real.max(axis=0)), 0)
     return float((beyond == 0).mean()), float(beyond.max())
 
@@ -89,7 +89,7 @@ def _crops(folder: Path, limit: int):
     files = {path.name: path for path in sorted(folder.rglob("*.jpg"))}
     by_tail = {path.relative_to(folder).as_posix(): path for path in files.values()}
     for annotations in sorted(folder.rglob("*_data.json")):
-        if annotations.parent.name == "index":          # what the reader makes of the annotations beside it
+        if annotations.parent.name == "index":          # the reader's index of the annotations beside it
             continue
         content = json.loads(annotations.read_text())
         images = {image["id"]: image["file_name"] for image in content["images"]}
@@ -103,7 +103,7 @@ def _crops(folder: Path, limit: int):
 
 
 def _cut(image: np.ndarray, box: list[float]) -> np.ndarray:
-    """_SIDE² pixels round the middle of a box, as they are: not resized, moved where they would leave the picture."""
+    """_SIDE² pixels around the centre of a box (x, y, width, height), not resized, shifted to stay inside the image."""
     middle = np.array([box[0] + box[2] / 2, box[1] + box[3] / 2])
     limit = np.array(image.shape[::-1]) - _SIDE
     x, y = np.clip(np.round(middle - _SIDE / 2), 0, limit).astype(int)

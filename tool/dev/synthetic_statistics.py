@@ -1,10 +1,10 @@
-"""What the poses of rendered hands are like, in numbers and in one figure.
+"""Statistics of the poses in rendered sets, as numbers and as one figure.
 
 python tool/dev/synthetic_statistics.py --frames 10000 --seed 0 --out FIGURE.png [--workers 2]
 
-Draws frames as a training set has them, without pictures: how often and how deep hands touch, how much of them is
-hidden, from where the cameras look, how wrists and fingers bend. The numbers are printed and stand in FIGURE.json.
-Ctrl-C ends the drawing early; what has been drawn is reported.
+Samples frames as a training set has them, without images, and measures contact and penetration, occlusion, camera
+directions, and wrist and finger angles. The numbers are printed and written to FIGURE.json. Ctrl-C ends the sampling
+early; the frames so far are reported.
 """
 
 import _bootstrap
@@ -17,6 +17,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,36 +26,37 @@ import torch
 from tqdm import tqdm
 
 from common.errors import UserError, run_entry_point
+from common.geometry import vertex_normals
 from common.hands import MODEL16, Hand
 from common.mano.load import load_hand_model
 from common.view.rasterizer import rasterize
 from data.synthetic.picture.camera import STUDIO_SHARE, Camera, sample_cameras
-from data.synthetic.pose.body import vertex_normals, wrist_angles
+from data.synthetic.pose.arm import wrist_angles
 from data.synthetic.pose.families import sample_kind
 from data.synthetic.pose.interaction import own_depth_mm
 from data.synthetic.pose.posing import HandSet, Step, build_hand_set, pose_steps
 
-_BLOCK = 64                     # frames a process works on at a time
-_CLOSELY = 5                    # every fifth frame is also measured for what takes long: its own depth, what is hidden
+_BLOCK = 64                     # frames that a process samples at once
+_CLOSELY = 5                    # every fifth frame is also measured for self-penetration and occlusion, which take long
 _INTERACTING = 0.8              # share of frames with both hands, as in `make_synthetic.py`
-_PICTURE = 160                  # pixels along the side of the z-buffer that finds hidden vertices
-_BEHIND = 0.004                 # metres behind the nearest surface: hidden
+_SIDE = 160                     # pixels of the z-buffer that finds hidden vertices
+_BEHIND = 0.004                 # metres behind the nearest surface beyond which a vertex is hidden
 _DEEPEST_SHOWN = 5.0            # mm
-_CELLS = (8, 12)                # equal areas of the sphere: bands of height, sectors round
+_CELLS = (8, 12)                # equal areas of the sphere: bands of height, sectors of azimuth
 _ANGLES = {"first joint, flexion": ("1", 0), "second joint, flexion": ("2", 0), "last joint, flexion": ("3", 0),
            "first joint, spread": ("1", 1)}
 
 
 class Frame(NamedTuple):
-    """What is noted of a frame."""
+    """Measurements of a frame."""
 
     kind: str
     is_contact: bool
     depth_mm: float             # of the deepest vertex in the other hand; nan for one hand
     gap_mm: float
-    own_depth_mm: float         # the larger of the hands that are there; nan where not measured
-    hidden: float               # share of the vertices of the hands that are there; nan where not measured
-    hidden_by_other: float      # by the other hand alone; nan where not measured
+    own_depth_mm: float         # self-penetration, the larger of the present hands; nan where not measured
+    hidden: float               # share of the vertices of the present hands; nan where not measured
+    hidden_by_other: float      # share hidden by the other hand alone; nan where not measured
     view: np.ndarray            # (2, 3) from each hand to the camera, in the rest frame of a right hand; nan if absent
     wrist_distance: float       # metres
     wrist_degrees: np.ndarray   # (2, 2) extension, deviation; nan if absent
@@ -91,14 +93,14 @@ def _parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-# ---------------------------------------------------------------- measuring
+# ---------------------------------------------------------------- measurement
 
 def _all_blocks(blocks: list, workers: int) -> Iterator[tuple[list[Frame], float]]:
     if workers == 1:
-        yield from map(measure_block, blocks)
+        yield from map(_measure_block, blocks)
         return
     with multiprocessing.get_context("spawn").Pool(workers, initializer=_start_worker) as pool:
-        yield from pool.imap(measure_block, blocks)
+        yield from pool.imap(_measure_block, blocks)
 
 
 def _start_worker() -> None:
@@ -106,8 +108,8 @@ def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)    # Ctrl-C goes to all processes; the parent ends the others
 
 
-def measure_block(block: tuple[int, range]) -> tuple[list[Frame], float]:
-    """The frames of a block and the processor time that posing them took, seconds."""
+def _measure_block(block: tuple[int, range]) -> tuple[list[Frame], float]:
+    """The frames of a block (seed, indices), and the processor time of posing them, seconds."""
     seed, indices = block
     hands = _hands()
     rngs = [np.random.default_rng([seed, index]) for index in indices]
@@ -116,17 +118,16 @@ def measure_block(block: tuple[int, range]) -> tuple[list[Frame], float]:
     start = time.process_time()
     steps = pose_steps(kinds, shapes, rngs, hands.solver)
     seconds = time.process_time() - start
-    return [measure_frame(*row, hands, index % _CLOSELY == 0) for *row, index in zip(
+    return [_measure_frame(*row, hands, index % _CLOSELY == 0) for *row, index in zip(
         kinds, steps, rngs, indices, strict=True)], seconds
 
 
+@cache
 def _hands() -> HandSet:
-    if not hasattr(_hands, "built"):
-        _hands.built = build_hand_set(load_hand_model("builtin"))
-    return _hands.built
+    return build_hand_set(load_hand_model("builtin"))
 
 
-def measure_frame(kind: str, step: Step, rng: np.random.Generator, hands: HandSet, closely: bool) -> Frame:
+def _measure_frame(kind: str, step: Step, rng: np.random.Generator, hands: HandSet, closely: bool) -> Frame:
     camera, = sample_cameras(1, bool(rng.random() < STUDIO_SHARE), rng)
     meeting = step.interaction(hands.model)
     absent = [hand for hand in Hand if hand not in step.present]
@@ -142,25 +143,25 @@ def measure_frame(kind: str, step: Step, rng: np.random.Generator, hands: HandSe
         bones = hands.solver.dominant.numpy()
         own = max(own_depth_mm(step.vertices[hand].astype(float), hands.model.faces[hand].numpy(), bones)
                   for hand in step.present)
-        hidden, by_other = hidden_shares(step, camera, hands)
+        hidden, by_other = _hidden_shares(step, camera, hands)
     return Frame(kind, bool(meeting and meeting.is_contact), meeting.max_depth_mm if meeting else np.nan,
                  meeting.gap_mm if meeting else np.nan, own, hidden, by_other, view,
                  float(np.linalg.norm(step.wrist[Hand.LEFT] - step.wrist[Hand.RIGHT])), wrist_degrees, angles)
 
 
-def hidden_shares(step: Step, camera: Camera, hands: HandSet) -> tuple[float, float]:
-    """The share of the vertices of the hands that the camera cannot see, and that the other hand alone hides."""
+def _hidden_shares(step: Step, camera: Camera, hands: HandSet) -> tuple[float, float]:
+    """Shares of the present hands' vertices that the camera cannot see, and that only the other hand hides."""
     present = list(step.present)
-    seen = np.stack([camera.project(step.vertices[hand]) for hand in present])
-    low, high = seen[..., :2].min(axis=(0, 1)), seen[..., :2].max(axis=(0, 1))
-    seen[..., :2] = (seen[..., :2] - low) * ((_PICTURE - 1) / (high - low).max())
-    pixels = torch.from_numpy(seen).float()
-    fragments = rasterize(pixels, hands.model.faces[present], _PICTURE, _PICTURE)
-    column, row = pixels[..., :2].round().long().clamp(0, _PICTURE - 1).unbind(-1)
+    projected = np.stack([camera.to_px(step.vertices[hand]) for hand in present])
+    low, high = projected[..., :2].min(axis=(0, 1)), projected[..., :2].max(axis=(0, 1))
+    projected[..., :2] = (projected[..., :2] - low) * ((_SIDE - 1) / (high - low).max())
+    pixels = torch.from_numpy(projected).float()
+    fragments = rasterize(pixels, hands.model.faces[present], _SIDE, _SIDE)
+    column, row = pixels[..., :2].round().long().clamp(0, _SIDE - 1).unbind(-1)
     surface = torch.stack([depth[row, column] for depth in fragments.depth], dim=1)  # (hands, surfaces, 778)
     behind = (pixels[..., 2][:, None] > surface + _BEHIND).numpy()
-    facing = np.stack([((camera.position - step.vertices[hand]) * vertex_normals(
-        step.vertices[hand], hands.model.faces[hand].numpy())).sum(axis=1) > 0 for hand in present])
+    normals = vertex_normals(torch.from_numpy(step.vertices), hands.model.faces).numpy()
+    facing = ((camera.position - step.vertices) * normals).sum(axis=-1)[present] > 0
     own = np.array([behind[k, k] for k in range(len(present))]) | ~facing
     other = np.array([behind[k, 1 - k] for k in range(len(present))]) if len(present) == 2 else np.zeros_like(own)
     return float((own | other).mean()), float((other & ~own).mean())
@@ -169,7 +170,7 @@ def hidden_shares(step: Step, camera: Camera, hands: HandSet) -> tuple[float, fl
 # ---------------------------------------------------------------- numbers
 
 def summary(frames: list[Frame]) -> dict[str, Any]:
-    """The numbers that are printed."""
+    """The numbers of the report."""
     pairs = [frame for frame in frames if not np.isnan(frame.depth_mm)]
     closely = [frame for frame in frames if not np.isnan(frame.hidden)]
     depth, own = np.array([f.depth_mm for f in pairs]), np.array([f.own_depth_mm for f in closely])
@@ -200,7 +201,7 @@ def summary(frames: list[Frame]) -> dict[str, Any]:
 
 
 def _line(frames: list[Frame]) -> str:
-    """The numbers of one family."""
+    """A line of the report about one family."""
     own = np.array([f.own_depth_mm for f in frames if not np.isnan(f.own_depth_mm)])
     line = f"{len(frames)} frames, own depth 95 % {_percentiles(own, 95)} mm"
     if np.isnan(frames[0].depth_mm):
@@ -210,7 +211,7 @@ def _line(frames: list[Frame]) -> str:
 
 
 def _present(frames: list[Frame], name: str) -> np.ndarray:
-    """Rows of a table (2, ...) of all hands that are there."""
+    """Rows of the tables (2, ...) named `name`, of all present hands."""
     rows = np.concatenate([getattr(frame, name) for frame in frames])
     return rows[~np.isnan(rows).reshape(len(rows), -1).any(axis=1)]
 
@@ -228,15 +229,15 @@ def _at_limit(degrees: np.ndarray) -> np.ndarray:
 
 
 def _cell_counts(directions: np.ndarray) -> np.ndarray:
-    """How many directions (N, 3) lie in each cell of equal area: height along y, round it from x."""
-    height, turn = directions[:, 1], np.arctan2(directions[:, 2], directions[:, 0])
-    return np.histogram2d(height, turn, bins=_CELLS, range=((-1, 1), (-np.pi, np.pi)))[0]
+    """Number of directions (N, 3) in each cell of equal area: height along y by azimuth around it, from x."""
+    height, azimuth = directions[:, 1], np.arctan2(directions[:, 2], directions[:, 0])
+    return np.histogram2d(height, azimuth, bins=_CELLS, range=((-1, 1), (-np.pi, np.pi)))[0]
 
 
 # ---------------------------------------------------------------- the figure
 
 def draw(frames: list[Frame], path: Path) -> None:
-    """All of it as one figure."""
+    """Write all statistics as one figure."""
     import matplotlib  # imported here so that processes that only pose hands start sooner
 
     matplotlib.use("Agg")
@@ -247,8 +248,8 @@ def draw(frames: list[Frame], path: Path) -> None:
         _draw_meeting(axes[0], frames)
         _draw_views(axes[0, 3], frames, plt)
         _draw_wrists(axes[1], frames)
-        for axis, (name, (joint, turn)) in zip(axes[2], _ANGLES.items(), strict=True):
-            _draw_angles(axis, name, joint, turn, frames)
+        for axis, (name, (joint, angle)) in zip(axes[2], _ANGLES.items(), strict=True):
+            _draw_angles(axis, name, joint, angle, frames)
         pairs = np.mean([not np.isnan(frame.depth_mm) for frame in frames])
         figure.suptitle(f"{len(frames)} frames, {pairs:.0%} of them with two hands", fontsize=12)
         figure.savefig(path, dpi=110)
@@ -256,7 +257,7 @@ def draw(frames: list[Frame], path: Path) -> None:
 
 
 def _draw_meeting(axes, frames: list[Frame]) -> None:
-    """How hands touch, pass through each other and themselves, and hide each other."""
+    """Contact, penetration, self-penetration and occlusion."""
     pairs = [frame for frame in frames if not np.isnan(frame.depth_mm)]
     kinds = sorted({frame.kind for frame in pairs})
     shares = np.array([np.mean([f.is_contact for f in pairs if f.kind == kind]) for kind in kinds])
@@ -293,16 +294,16 @@ def _draw_meeting(axes, frames: list[Frame]) -> None:
 
 def _draw_views(axis, frames: list[Frame], plt) -> None:
     counts = _cell_counts(_present(frames, "view"))
-    picture = axis.imshow(counts * counts.size / counts.sum(), origin="lower", extent=(-180, 180, -1, 1),
-                          aspect="auto", cmap="viridis", vmin=0)
+    image = axis.imshow(counts * counts.size / counts.sum(), origin="lower", extent=(-180, 180, -1, 1),
+                        aspect="auto", cmap="viridis", vmin=0)
     axis.set(title=f"camera directions from the hand:\n{(counts > 0).sum()} of {counts.size} equal areas hold some",
-             xlabel="degrees round the axis through palm and back", yticks=[-1, 0, 1],
+             xlabel="degrees around the axis through palm and back", yticks=[-1, 0, 1],
              yticklabels=["palm", "edge", "back"])
-    plt.colorbar(picture, ax=axis, label="density; 1 is even")
+    plt.colorbar(image, ax=axis, label="density; 1 is even")
 
 
 def _draw_wrists(axes, frames: list[Frame]) -> None:
-    """Where wrists are, how they, the thumb and the fingers' ends bend."""
+    """Distance of the wrists; angles of wrists, thumb and last finger joints."""
     axes[0].hist([1000 * f.wrist_distance for f in frames if not np.isnan(f.depth_mm)], 50, color="#a58ac0")
     axes[0].set(title="distance of the wrists", xlabel="mm", ylabel="pairs")
     wrists = _present(frames, "wrist_degrees")
@@ -319,10 +320,10 @@ def _draw_wrists(axes, frames: list[Frame]) -> None:
                 ylabel="last joint, degrees")
 
 
-def _draw_angles(axis, name: str, joint: str, turn: int, frames: list[Frame]) -> None:
+def _draw_angles(axis, name: str, joint: str, angle: int, frames: list[Frame]) -> None:
     angles = _present(frames, "angles")
     for finger in ("index", "middle", "ring", "pinky"):
-        axis.hist(angles[:, MODEL16.index(f"{finger}{joint}") - 1, turn], 60, histtype="step", label=finger)
+        axis.hist(angles[:, MODEL16.index(f"{finger}{joint}") - 1, angle], 60, histtype="step", label=finger)
     axis.set(title=name, xlabel="degrees", ylabel="hands")
     axis.legend(frameon=False)
 

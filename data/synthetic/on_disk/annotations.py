@@ -23,16 +23,15 @@ def hand_type(step: Step) -> str:
 
 
 def visible_joints(joints_px: np.ndarray, camera: Camera, present: tuple[Hand, ...]) -> np.ndarray:
-    """Which joints (2, 21) of the hands that are there lie in the picture.  joints_px: (2, 21, 3)."""
+    """Which joints (2, 21) of the present hands lie inside the image.  joints_px: (2, 21, 3)."""
     width, height = camera.size
     inside = ((joints_px[..., :2] >= 0) & (joints_px[..., :2] <= (width - 1, height - 1))).all(axis=-1)
-    there = np.array([hand in present for hand in Hand])
-    return inside & there[:, None]
+    return inside & np.array([[hand in present] for hand in Hand])
 
 
 def image_entry(file_name: str, seq_name: str, capture: int, frame: int, camera: Camera, step: Step,
                 joints_px: np.ndarray) -> dict[str, Any]:
-    """One picture: its row in `images` and in `annotations` without ids.  joints_px: (2, 21, 3)."""
+    """Entries of one image in `images` and `annotations`, without ids.  joints_px: (2, 21, 3)."""
     valid = visible_joints(joints_px, camera, step.present)
     points = joints_px[valid][:, :2]
     low, high = points.min(axis=0), points.max(axis=0)
@@ -49,16 +48,16 @@ def image_entry(file_name: str, seq_name: str, capture: int, frame: int, camera:
 
 def joint_entry(joints_world: np.ndarray, step: Step) -> dict[str, Any]:
     """3D joints of a time step.  joints_world: (2, 21, 3) metres."""
-    there = np.repeat([hand in step.present for hand in Hand], len(_FILE_FROM_MANO21))
-    joints = (1000 * joints_world[:, _FILE_FROM_MANO21]).reshape(-1, 3)
-    return {"world_coord": [joint if is_there else _MISSING_JOINT
-                            for joint, is_there in zip(joints.tolist(), there, strict=True)],
-            "joint_valid": [[bool(flag)] for flag in there], "hand_type": hand_type(step), "hand_type_valid": True}
+    valid = np.repeat([hand in step.present for hand in Hand], len(_FILE_FROM_MANO21)).tolist()
+    joints = (1000 * joints_world[:, _FILE_FROM_MANO21]).reshape(-1, 3).tolist()
+    return {"world_coord": [joint if is_valid else _MISSING_JOINT
+                            for joint, is_valid in zip(joints, valid, strict=True)],
+            "joint_valid": [[flag] for flag in valid], "hand_type": hand_type(step), "hand_type_valid": True}
 
 
 def mano_entry(step: Step, hands: HandSet, shape: np.ndarray, rotation: np.ndarray,
                translation: np.ndarray) -> dict[str, Any]:
-    """Model parameters of a time step; the world is rotation·X + translation of the person frame."""
+    """MANO parameters of a time step.  shape: (10,).  X_world = rotation·X_person + translation."""
     entry: dict[str, Any] = {hand.label: None for hand in Hand}
     wrist_world = step.wrist @ rotation.T + translation
     offsets = wrist_world - rest_wrists(hands, shape)
@@ -69,7 +68,7 @@ def mano_entry(step: Step, hands: HandSet, shape: np.ndarray, rotation: np.ndarr
 
 
 def camera_entry(cameras: list[Camera]) -> dict[str, Any]:
-    """The cameras of one capture, in the world frame."""
+    """Calibration of the cameras of one capture, in the world frame."""
     return {
         "campos": {camera.name: (1000 * camera.position).tolist() for camera in cameras},
         "camrot": {camera.name: camera.rotation.tolist() for camera in cameras},
@@ -79,7 +78,7 @@ def camera_entry(cameras: list[Camera]) -> dict[str, Any]:
 
 
 def skeleton_text() -> str:
-    """skeleton.txt: name, id and parent of the 42 joints."""
+    """Content of skeleton.txt: name, id and parent of the 42 joints."""
     lines = []
     for hand in Hand:
         prefix = hand.label[0]

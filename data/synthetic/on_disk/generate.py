@@ -1,7 +1,7 @@
 """Render a two-hand set to disk in InterHand2.6M's layout, in several processes, resumable at any point.
 
-Each sequence writes its pictures and then a part of the annotations; when all parts are there they are joined into
-the annotation files. A picture or file is complete or absent, never half written.
+Each sequence writes its images and then its part of the annotations; when all parts exist they are joined into the
+annotation files. Every file is written atomically.
 """
 
 import multiprocessing
@@ -46,23 +46,23 @@ from data.synthetic.on_disk.plan import (
     plan_sequences,
     stream,
 )
+from data.synthetic.picture.appearance import Keys
+from data.synthetic.picture.body import Hands
 from data.synthetic.picture.camera import STUDIO_SHARE, Camera, sample_cameras
 from data.synthetic.picture.dice import Dice
-from data.synthetic.picture.figure import Hands
-from data.synthetic.picture.look import Keys
-from data.synthetic.picture.render import Assets, load_assets, render, solid_figure, stack_views, unhidden_share
+from data.synthetic.picture.render import Assets, load_assets, render, sample_body, stack_views, unhidden_share
 from data.synthetic.pose.posing import HandSet, Step, build_hand_set, pose_steps
 
-VERSION = 2                             # raise it when the same settings give other pictures
+VERSION = 2                             # of the renderer; raise it when the same settings give other images
 KINDS = ("data", "camera", "joint_3d", "MANO_NeuralAnnot")
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
-_UNHIDDEN = 0.7                         # share of the hands that arms should not cover
-_WELL_SEEN = 0.85                       # share of joints inside the picture that a camera should have
-_AT_ONCE = 4                            # pictures rendered together: more do not fit into the processor's caches
+_UNHIDDEN = 0.7                         # wanted visible share of the hands' silhouette
+_WELL_SEEN = 0.85                       # wanted share of joints inside the image
+_AT_ONCE = 4                            # images rendered together: more do not fit into the processor's caches
 
 
 class Capture(NamedTuple):
-    """Who is recorded where, by which cameras. Looks are drawn from `picture_keys`."""
+    """A person at a place with calibrated cameras. Their appearance follows from `image_keys`."""
 
     shape: np.ndarray                   # (10,) of the person's hands
     is_studio: bool
@@ -72,10 +72,10 @@ class Capture(NamedTuple):
 
 
 def generate(root: Path, settings: Settings, workers: int) -> dict[str, dict[str, Any]]:
-    """Render what is missing of the set under `root`, and write its annotations.
+    """Render the missing parts of the set under `root` and write its annotations.
 
     Returns the interaction records of all interacting time steps, {split: {capture: {frame: record}}}. Raises
-    UserError when `root` holds a set with other settings.
+    UserError if `root` holds a set with other settings, or anything else.
     """
     model = load_hand_model("builtin")
     claim_folder(root, settings, model)
@@ -89,8 +89,8 @@ def generate(root: Path, settings: Settings, workers: int) -> dict[str, dict[str
 
 
 def claim_folder(root: Path, settings: Settings, model: HandModel) -> None:
-    """Note in `root` what it holds; refuse a folder that holds something else."""
-    wanted = set_facts(settings, model.identity, VERSION)
+    """Write SETTINGS_FILE into `root`; UserError if the folder holds another set or other files."""
+    wanted = set_metadata(settings, model.identity, VERSION)
     file = root / SETTINGS_FILE
     if file.is_file():
         found = read_json(file)
@@ -105,13 +105,13 @@ def claim_folder(root: Path, settings: Settings, model: HandModel) -> None:
 
 
 def settings_of(root: Path) -> Settings:
-    """What the set under `root` was made with; UserError if it is none, or if this code renders it otherwise."""
+    """Settings of the set under `root`; UserError if there is none, or if this code would render it differently."""
     file = root / SETTINGS_FILE
     if not file.is_file():
         raise UserError(f"{root} is no rendered set: it has no {SETTINGS_FILE}.", "tool/make_synthetic.py makes one.")
     found = read_json(file)
     settings = Settings(**{field.name: found[field.name] for field in fields(Settings)})
-    wanted = set_facts(settings, load_hand_model("builtin").identity, VERSION)
+    wanted = set_metadata(settings, load_hand_model("builtin").identity, VERSION)
     changed = [key for key in wanted if found.get(key) != wanted[key]]
     if changed:
         raise UserError(f"{file} names another {' and '.join(changed)} than this code renders with.",
@@ -119,31 +119,32 @@ def settings_of(root: Path) -> Settings:
     return settings
 
 
-def set_facts(settings: Settings, hand_model: dict[str, str], version: int) -> dict[str, Any]:
-    """What SETTINGS_FILE says about a set.  hand_model: HandModel.identity; version: of the renderer."""
+def set_metadata(settings: Settings, hand_model: dict[str, str], version: int) -> dict[str, Any]:
+    """Content of SETTINGS_FILE.  hand_model: HandModel.identity.  version: of the renderer."""
     return {"version": version, **asdict(settings), "hand_model": hand_model}
 
 
 def is_finished(root: Path, sequence: Sequence) -> bool:
-    return part_file(root, sequence).is_file() and all((root / path).is_file() for path in
-                                                       read_json(part_file(root, sequence))["files"])
+    """Whether the sequence's annotations and all its images exist."""
+    part = part_file(root, sequence)
+    return part.is_file() and all((root / path).is_file() for path in read_json(part)["files"])
 
 
 def part_file(root: Path, sequence: Sequence) -> Path:
-    """Where the annotations of a sequence wait for the others."""
+    """File of the annotations of one sequence."""
     return root / "annotations" / sequence.split / "sequences" / f"Capture{sequence.capture}_{sequence.name}.json"
 
 
 # ---------------------------------------------------------------- rendering
 
 def _render_all(root: Path, settings: Settings, todo: list[Sequence], workers: int) -> Iterator[int]:
-    """Render sequences, giving the number of images of each as it is finished."""
+    """Render sequences, yielding the number of images of each as it is finished."""
     jobs = [(root, settings, sequence) for sequence in todo]
     if workers <= 1 or len(jobs) <= 1:
         with one_thread():
             yield from map(render_sequence, jobs)
         return
-    # Fresh processes: forking a process that has used torch's threads can hang.
+    # Spawned: forking a process that has used torch's threads can hang.
     context = multiprocessing.get_context("spawn")
     with one_thread(), context.Pool(min(workers, len(jobs)), initializer=_start_worker) as pool:
         yield from pool.imap_unordered(render_sequence, jobs)
@@ -157,8 +158,10 @@ def _start_worker() -> None:
 
 @contextmanager
 def one_thread() -> Iterator[int]:
-    """One thread in each operation of this process and of those started meanwhile: sums then come out the same
-    everywhere. Gives the number of threads that there were."""
+    """Single-threaded operations in this process and those started meanwhile, so that sums round alike everywhere.
+
+    Yields the number of threads before.
+    """
     threads, variables = torch.get_num_threads(), {name: os.environ.get(name) for name in _THREAD_VARIABLES}
     torch.set_num_threads(1)
     os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
@@ -171,7 +174,7 @@ def one_thread() -> Iterator[int]:
 
 
 def render_sequence(job: tuple[Path, Settings, Sequence]) -> int:
-    """Render one sequence and write its part of the annotations: the number of its images."""
+    """Render one sequence, write its part of the annotations, and return the number of its images."""
     root, settings, sequence = job
     hands, _ = hand_set()
     capture = capture_of(settings, sequence.split, sequence.capture)
@@ -181,12 +184,12 @@ def render_sequence(job: tuple[Path, Settings, Sequence]) -> int:
                                   pose_sequence(settings, sequence, capture, hands), strict=True):
         _add_step(part, sequence, frame, step, capture, hands)
         joints = hands.joints(step.vertices)
-        for camera in choose_cameras(settings, sequence, capture, frame, step, joints, count):
+        for camera in _choose_cameras(settings, sequence, capture, frame, step, joints, count):
             name = f"Capture{sequence.capture}/{sequence.name}/cam{camera.name}/image{frame}.jpg"
             shots.append(Shot(f"images/{sequence.split}/{name}", frame, step, camera))
             part["files"].append(shots[-1].file)
             part["pictures"].append(image_entry(name, sequence.name, sequence.capture, frame, camera, step,
-                                                camera.project(joints)))
+                                                camera.to_px(joints)))
     for size in sorted({shot.camera.size for shot in shots}):
         of_size = [shot for shot in shots if shot.camera.size == size]
         for first in range(0, len(of_size), _AT_ONCE):
@@ -196,7 +199,7 @@ def render_sequence(job: tuple[Path, Settings, Sequence]) -> int:
 
 
 class Shot(NamedTuple):
-    """One picture to take."""
+    """One image to render."""
 
     file: str                           # under the root of the set
     frame: int
@@ -205,26 +208,28 @@ class Shot(NamedTuple):
 
 
 def _render_shots(root: Path, settings: Settings, sequence: Sequence, capture: Capture, shots: list[Shot]) -> None:
-    """Write the pictures of cameras of one size."""
-    keys = picture_keys(settings, sequence, shots)
-    pictures = render_shots(settings, sequence, capture, shots)
+    """Render and write the images of cameras of one size."""
+    keys = image_keys(settings, sequence, shots)
+    images = render_shots(settings, sequence, capture, shots)
     qualities = Dice.of("jpeg", keys.picture).uniform("quality", 75, 96).int().tolist()
-    for shot, picture, quality in zip(shots, pictures, qualities, strict=True):
-        _write_jpeg(root / shot.file, picture, quality)
+    for shot, image, quality in zip(shots, images, qualities, strict=True):
+        (root / shot.file).parent.mkdir(parents=True, exist_ok=True)
+        _, encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+        write_atomically(root / shot.file, lambda file, encoded=encoded: file.write(encoded.tobytes()))
 
 
 def render_shots(settings: Settings, sequence: Sequence, capture: Capture, shots: list[Shot]) -> np.ndarray:
-    """The pictures (N, H, W, 3) uint8 RGB of cameras of one size, before compression."""
+    """Images (N, H, W, 3) uint8 RGB of cameras of one size, before compression."""
     width, height = shots[0].camera.size
     with torch.no_grad():
-        pictures = render(stack_hands([shot.step for shot in shots]),
-                          stack_views([shot.camera for shot in shots], capture.is_studio),
-                          picture_keys(settings, sequence, shots), hand_set()[1], height, width)
-    return (255 * pictures).round().byte().numpy()
+        images = render(stack_hands([shot.step for shot in shots]),
+                        stack_views([shot.camera for shot in shots], capture.is_studio),
+                        image_keys(settings, sequence, shots), hand_set()[1], height, width)
+    return (255 * images).round().byte().numpy()
 
 
-def picture_keys(settings: Settings, sequence: Sequence, shots: list[Shot]) -> Keys:
-    """What the looks of pictures are drawn from: a capture keeps its person and its place."""
+def image_keys(settings: Settings, sequence: Sequence, shots: list[Shot]) -> Keys:
+    """The random keys of images: all images of a capture share person and place."""
     frames = torch.tensor([shot.frame for shot in shots])
     cameras = torch.tensor([int(shot.camera.name) for shot in shots])
     capture = Dice.of(settings.seed, sequence.split, sequence.capture).key
@@ -247,25 +252,24 @@ def pose_sequence(settings: Settings, sequence: Sequence, capture: Capture, hand
 
 
 def pose_streams(settings: Settings, sequence: Sequence) -> list[np.random.Generator]:
-    """What the pose of each frame is drawn from."""
+    """The random stream of the pose of each frame."""
     return [stream(settings, sequence.split, sequence.capture, Purpose.POSE, frame) for frame in sequence.frames]
 
 
-
-def choose_cameras(settings: Settings, sequence: Sequence, capture: Capture, frame: int, step: Step,
-                   joints: np.ndarray, count: int) -> list[Camera]:
-    """`count` random cameras; those that see the hands whole before others.  joints: (2, 21, 3)."""
+def _choose_cameras(settings: Settings, sequence: Sequence, capture: Capture, frame: int, step: Step,
+                    joints: np.ndarray, count: int) -> list[Camera]:
+    """`count` random cameras, those that see the hands whole before the others.  joints: (2, 21, 3)."""
     rng = stream(settings, sequence.split, sequence.capture, Purpose.PICTURE, frame)
     cameras = [capture.cameras[k] for k in rng.permutation(len(capture.cameras))]
     needed = _WELL_SEEN * len(step.present) * joints.shape[1]
     inside = [camera for camera in cameras
-              if visible_joints(camera.project(joints), camera, step.present).sum() >= needed]
-    keys = picture_keys(settings, sequence, [Shot("", frame, step, cameras[0])])
+              if visible_joints(camera.to_px(joints), camera, step.present).sum() >= needed]
+    keys = image_keys(settings, sequence, [Shot("", frame, step, cameras[0])])
     assets, good = hand_set()[1], []
-    figure = solid_figure(stack_hands([step]), keys, assets)
+    body = sample_body(stack_hands([step]), keys, assets)
     for camera in inside:
         view = stack_views([camera], capture.is_studio)
-        if unhidden_share(figure, view, assets, *camera.size[::-1]).item() > _UNHIDDEN:
+        if unhidden_share(body, view, assets, *camera.size[::-1]).item() > _UNHIDDEN:
             good.append(camera)
         if len(good) == count:
             return good
@@ -275,7 +279,7 @@ def choose_cameras(settings: Settings, sequence: Sequence, capture: Capture, fra
 
 def _add_step(part: dict[str, Any], sequence: Sequence, frame: int, step: Step, capture: Capture,
               hands: HandSet) -> None:
-    """The annotations of a time step that do not depend on a camera."""
+    """Add the annotations of a time step that do not depend on a camera."""
     joints_world = hands.joints(step.vertices) @ capture.rotation.T + capture.translation
     part["joints"][str(frame)] = joint_entry(joints_world, step)
     part["mano"][str(frame)] = mano_entry(step, hands, capture.shape, capture.rotation, capture.translation)
@@ -284,22 +288,16 @@ def _add_step(part: dict[str, Any], sequence: Sequence, frame: int, step: Step, 
         part["interactions"][str(frame)] = {"family": sequence.kind, **interaction._asdict()}
 
 
-def _write_jpeg(path: Path, picture: np.ndarray, quality: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _, encoded = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-    write_atomically(path, lambda file: file.write(encoded.tobytes()))
-
-
 @lru_cache(maxsize=1)
 def hand_set() -> tuple[HandSet, Assets]:
-    """The built-in hand with all that posing and rendering work out from it once."""
+    """The built-in hand and everything that posing and rendering precompute from it."""
     hands = build_hand_set(load_hand_model("builtin"))
     return hands, load_assets(hands.surface, hands.model.template[Hand.RIGHT].numpy())
 
 
 @lru_cache(maxsize=2)
 def capture_of(settings: Settings, split: str, number: int) -> Capture:
-    """A capture of a set, the same whoever asks."""
+    """A capture of a set, sampled from its random stream."""
     rng = stream(settings, split, number, Purpose.CAPTURE)
     shape = np.clip(rng.normal(0, 0.9, 10), -2.2, 2.2)
     is_studio = bool(rng.random() < STUDIO_SHARE)
@@ -313,7 +311,7 @@ def capture_of(settings: Settings, split: str, number: int) -> Capture:
 
 def _join_parts(root: Path, settings: Settings, model: HandModel,
                 sequences: list[Sequence]) -> dict[str, dict[str, Any]]:
-    """Write the annotation files from the parts; gives the interaction records."""
+    """Write the annotation files from the parts; returns the interaction records."""
     write_json(root / HAND_MODEL_FILE, model.identity)
     write_atomically(root / "annotations" / "skeleton.txt", lambda file: file.write(skeleton_text().encode()))
     interactions = {}
@@ -321,31 +319,27 @@ def _join_parts(root: Path, settings: Settings, model: HandModel,
         of_split = [sequence for sequence in sequences if sequence.split == split]
         tables, interactions[split] = _tables(root, settings, of_split)
         write_json(root / "annotations" / split / "interaction.json", interactions[split], compact=True)
-        for kind in reversed(KINDS):               # readers look for `data`: it comes last
+        for kind in reversed(KINDS):            # `data` last: readers take it for a complete split
             write_json(annotation_file(root, split, kind), tables[kind], compact=True)
     return interactions
 
 
 def _tables(root: Path, settings: Settings,
             sequences: list[Sequence]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """The content of a split's annotation files, and its interaction records."""
+    """Content of a split's annotation files, and its interaction records."""
     tables: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
     tables["data"] = {"images": [], "annotations": []}
     interactions: dict[str, Any] = {}
     for sequence in sequences:
         part, capture = read_json(part_file(root, sequence)), str(sequence.capture)
-        for picture in part["pictures"]:
+        for entry in part["pictures"]:
             number = len(tables["data"]["images"])
-            tables["data"]["images"].append({"id": number, **picture["image"]})
-            tables["data"]["annotations"].append({"id": number, "image_id": number, **picture["annotation"]})
+            tables["data"]["images"].append({"id": number, **entry["image"]})
+            tables["data"]["annotations"].append({"id": number, "image_id": number, **entry["annotation"]})
         tables["joint_3d"].setdefault(capture, {}).update(part["joints"])
         tables["MANO_NeuralAnnot"].setdefault(capture, {}).update(part["mano"])
         interactions.setdefault(capture, {}).update(part["interactions"])
         if capture not in tables["camera"]:
-            tables["camera"][capture] = _camera_table(settings, sequence)
+            _, _, cameras, rotation, translation = capture_of(settings, sequence.split, sequence.capture)
+            tables["camera"][capture] = camera_entry([camera.moved(rotation, translation) for camera in cameras])
     return tables, interactions
-
-
-def _camera_table(settings: Settings, sequence: Sequence) -> dict[str, Any]:
-    capture = capture_of(settings, sequence.split, sequence.capture)
-    return camera_entry([camera.moved(capture.rotation, capture.translation) for camera in capture.cameras])

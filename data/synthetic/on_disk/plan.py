@@ -1,7 +1,7 @@
-"""What a rendered set consists of, worked out before anything is rendered.
+"""The plan of a rendered set: its splits, captures and sequences, and their random streams.
 
 A sequence is a few time steps of one capture that show the same kind of interaction; it is the unit of work. Every
-random number comes from (seed, split, capture, frame, purpose), so the set does not depend on who renders what.
+random number comes from (seed, split, capture, frame, purpose), so the set does not depend on how work is distributed.
 """
 
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ from data.synthetic.pose.families import FAMILY_SHARES
 
 SPLITS = ("train", "val", "test")
 SPLIT_SHARES = {"val": 0.05, "test": 0.10}              # the rest is train
-MAX_CAPTURES = {"train": 400, "val": 25, "test": 50}     # people and places: their number is what transfer rests on
+MAX_CAPTURES = {"train": 400, "val": 25, "test": 50}    # people and places: transfer to other data depends on them
 CAMERAS_PER_CAPTURE = 12
-_STEPS_PER_CAPTURE = 10                                 # at least, so that small sets show several people
-_STEPS_PER_SEQUENCE = 8
-_SEQUENCES_PER_SPLIT = len(FAMILY_SHARES) + 2           # at least, where there are enough steps: once each kind
+_STEPS_PER_CAPTURE = 10                                 # in small sets, so that they show several people
+_STEPS_PER_SEQUENCE = 8                                 # at most
+_SEQUENCES_PER_SPLIT = len(FAMILY_SHARES) + 2           # at least, given enough steps: each kind once
 
 
 class Purpose(IntEnum):
-    """What a stream of random numbers is for."""
+    """The use of a random stream."""
 
     CAPTURE = 1
     POSE = 2
@@ -31,11 +31,11 @@ class Purpose(IntEnum):
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the content of a set."""
+    """The parameters that determine the content of a set."""
 
     frames: int                 # images over all splits
     seed: int
-    cameras: int = 2            # that see each time step
+    cameras: int = 2            # images of each time step
     interacting: float = 0.8    # share of time steps with both hands
 
     def __post_init__(self) -> None:
@@ -51,14 +51,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Sequence:
-    """Time steps `first_frame` … `first_frame + steps − 1` of one capture."""
+    """Consecutive time steps of one capture."""
 
     split: str
     capture: int
     name: str                   # as InterHand2.6M names them: 0003_dh_clasped; dh is "double hand"
     kind: str                   # a family of two hands, or "right" or "left"
     first_frame: int
-    images: tuple[int, ...]     # of each step
+    images: tuple[int, ...]     # number of images of each time step
 
     @property
     def frames(self) -> range:
@@ -66,15 +66,15 @@ class Sequence:
 
 
 def plan_sequences(settings: Settings) -> list[Sequence]:
-    """All sequences of the set, split by split and capture by capture."""
+    """All sequences of the set, ordered by split and capture."""
     counts = {split: max(1, round(share * settings.frames)) for split, share in SPLIT_SHARES.items()}
     counts["train"] = settings.frames - sum(counts.values())
     return [sequence for split in SPLITS for sequence in _plan_split(settings, split, counts[split])]
 
 
 def stream(settings: Settings, split: str, capture: int, purpose: Purpose, *path: int) -> np.random.Generator:
-    """The random numbers for one purpose."""
-    # One is added because a seed sequence takes trailing zeros for nothing.
+    """The random stream of one purpose; `path` tells streams of the same purpose apart."""
+    # Plus one, because a seed sequence ignores trailing zeros.
     key = (SPLITS.index(split), capture, int(purpose), *path)
     return np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=[part + 1 for part in key]))
 
@@ -94,7 +94,7 @@ def _plan_split(settings: Settings, split: str, num_images: int) -> list[Sequenc
         frame = 100
         pieces = np.array_split(steps, -(-len(steps) // length))
         for number, piece in enumerate(pieces):
-            # The kind that is furthest behind its share comes next.
+            # Next is the kind furthest behind its share.
             total = sum(given.values()) + len(piece)
             kind = max(shares, key=lambda name: shares[name] * total - given[name])
             given[kind] += len(piece)

@@ -1,15 +1,15 @@
-"""Rendered sets under a name that stand still, so that results on them can be compared.
+"""Frozen benchmarks: rendered sets under a name, on which results can be compared.
 
-A preset is a file in `presets/`: the settings, the renderer's version and the hand that a set is made with, and what
-was recorded of the set when it was frozen. Processors with other instructions round otherwise, and hands that settle
-against each other make more of it, so three things are recorded of each split:
+A preset is a file in `presets/`: the settings, renderer version and hand of a set, and what was recorded when it was
+frozen. Processors with other instructions round differently, and the contact solver amplifies that, so three things
+are recorded of each split:
 
 - `plan`: a digest of who shows what in which time step. It comes from integers and numpy's seeded generators, and is
   the same on every machine.
 - `annotations`: a digest of all annotations, rounded. With the pinned libraries it is the same on x86 processors with
-  AVX2; others settle some of the hands in another pose, which their pictures and annotations both show.
-- `references`: some pictures, each with a digest of its pixels, its box and its mean colours. Where the digests
-  differ, most boxes and colours must still be met, up to `_BOX_TOLERANCE` and `_COLOR_TOLERANCE`.
+  AVX2; others settle some hands in another pose, in images and annotations alike.
+- `references`: some images, each with a digest of its pixels, its box and its mean colours. Where digests differ, most
+  boxes and colours must still match within `_BOX_TOLERANCE` and `_COLOR_TOLERANCE`.
 """
 
 import hashlib
@@ -28,21 +28,21 @@ from data.hand_model_file import HAND_MODEL_FILE
 from data.subset import spread_evenly
 from data.synthetic import SETTINGS_FILE
 from data.synthetic.on_disk.annotations import annotation_file
-from data.synthetic.on_disk.generate import KINDS, VERSION, set_facts
+from data.synthetic.on_disk.generate import KINDS, VERSION, set_metadata
 from data.synthetic.on_disk.plan import SPLITS, Settings
 
 PRESETS = Path(__file__).parent / "presets"
-_REFERENCES = 12                        # pictures of each split
-_DECIMALS = 4                           # of all annotations: millimetres, metres, pixels and radians alike
-_CELLS = 3                              # rows and columns of mean colours
+_REFERENCES = 12                        # images of each split
+_DECIMALS = 4                           # to which annotations are rounded, whatever their unit
+_CELLS = 3                              # rows and columns of the grid of mean colours
 _BOX_TOLERANCE = 1.0                    # pixels
 _COLOR_TOLERANCE = 2.0                  # grey levels
-_STRAY_SHARE = 0.5                      # of references; without the processor's vector instructions it was a sixth
+_STRAY_SHARE = 0.5                      # of references that may not match; a sixth did not without vector instructions
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A named set: what it is made with, and what was recorded of it."""
+    """A frozen benchmark: how it is made, and what was recorded of it."""
 
     name: str
     settings: Settings
@@ -51,7 +51,7 @@ class Preset:
     splits: dict[str, dict[str, Any]]   # {split: {plan, annotations, references}}; empty until it is frozen
 
     def check_code(self) -> None:
-        """Refuse to render the set with another renderer or another hand."""
+        """UserError unless this code has the renderer and the hand of the preset."""
         self.check_recorded()
         found = load_hand_model("builtin").identity
         if self.version != VERSION:
@@ -68,10 +68,10 @@ class Preset:
 
 
 class Differences(NamedTuple):
-    """Between the files of a set and a preset."""
+    """Differences between a set and a preset, as sentences."""
 
-    other: list[str]                    # what makes it another set
-    rounding: list[str]                 # what another machine may round otherwise
+    other: list[str]                    # that make it another set
+    rounding: list[str]                 # that another machine may cause
 
 
 def load_preset(name: str, folder: Path = PRESETS) -> Preset:
@@ -84,7 +84,7 @@ def load_preset(name: str, folder: Path = PRESETS) -> Preset:
 
 
 def record_preset(root: Path, preset: Preset, folder: Path = PRESETS) -> None:
-    """Freeze a preset as the set under `root`, which this code has rendered with the preset's settings."""
+    """Freeze a preset from the set under `root`, which this code has rendered with the preset's settings."""
     splits = {split: _recorded(root, split) for split in SPLITS}
     frozen = asdict(replace(preset, version=VERSION, hand_model=load_hand_model("builtin").identity, splits=splits))
     del frozen["name"]
@@ -94,14 +94,14 @@ def record_preset(root: Path, preset: Preset, folder: Path = PRESETS) -> None:
 
 
 def compare(root: Path, preset: Preset) -> Differences:
-    """How the set under `root` differs from a preset; UserError if there is no set."""
+    """Differences between the set under `root` and a preset; UserError if there is no set."""
     preset.check_recorded()
     if not (root / SETTINGS_FILE).is_file():
         raise UserError(f"{root} holds no {SETTINGS_FILE}, so it is no rendered set.")
-    found, wanted = read_json(root / SETTINGS_FILE), set_facts(preset.settings, preset.hand_model, preset.version)
+    found, wanted = read_json(root / SETTINGS_FILE), set_metadata(preset.settings, preset.hand_model, preset.version)
     other = [f"{key} is {found.get(key)!r} instead of {wanted[key]!r}" for key in wanted
              if found.get(key) != wanted[key]]
-    if other:                           # the files will differ in everything then
+    if other:                           # then every file differs
         return Differences(other, [])
     if read_json(root / HAND_MODEL_FILE) != preset.hand_model:
         other.append(f"{HAND_MODEL_FILE} names another hand")
@@ -114,14 +114,14 @@ def compare(root: Path, preset: Preset) -> Differences:
 
 
 def print_verdict(root: Path, preset: Preset) -> int:
-    """Say whether the set under `root` is a preset; gives the exit code."""
+    """Print whether the set under `root` is the preset, and return the exit code."""
     differences = compare(root, preset)
     print(verdict(root, preset, differences))
     return EXIT_SOME_FAILED if differences.other else EXIT_OK
 
 
 def verdict(root: Path, preset: Preset, differences: Differences) -> str:
-    """The differences as a sentence."""
+    """The result of `compare` as a sentence."""
     if differences.other:
         return f"{root} is not {preset.name}: {'; '.join(differences.other)}."
     if differences.rounding:
@@ -135,7 +135,7 @@ def verdict(root: Path, preset: Preset, differences: Differences) -> str:
 def _recorded(root: Path, split: str) -> dict[str, Any]:
     tables = _read_tables(root, split)
     images, annotations = tables["data"]["images"], tables["data"]["annotations"]
-    references = [describe_picture(root, split, images[k], annotations[k])
+    references = [describe_image(root, split, images[k], annotations[k])
                   for k in spread_evenly(len(images), _REFERENCES)]
     return {"plan": _digest(_plan(tables)), "annotations": _digest(tables), "references": references}
 
@@ -147,14 +147,14 @@ def _read_tables(root: Path, split: str) -> dict[str, Any]:
 
 def _rounded(value: Any) -> Any:
     if isinstance(value, float):
-        return round(value, _DECIMALS) + 0.0            # no negative zeros
+        return round(value, _DECIMALS) + 0.0            # turns −0.0 into 0.0
     if isinstance(value, list):
         return [_rounded(item) for item in value]
     return {key: _rounded(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _plan(tables: dict[str, Any]) -> list[Any]:
-    """What was drawn before anything was computed: who shows what in which time step."""
+    """What is sampled before anything is computed: the time steps, and the hand shapes of the people."""
     steps = [[image["capture"], image["seq_name"], image["frame_idx"]] for image in tables["data"]["images"]]
     shapes = [[capture, hand["shape"]] for capture, fits in tables["MANO_NeuralAnnot"].items()
               for hand in next(iter(fits.values())).values() if hand]
@@ -165,18 +165,18 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def describe_picture(root: Path, split: str, image: dict[str, Any], annotation: dict[str, Any]) -> dict[str, Any]:
-    """What is recorded of a picture."""
-    picture = cv2.imread(str(_picture_file(root, split, image)), cv2.IMREAD_COLOR)
-    if picture is None:
-        raise UserError(f"{_picture_file(root, split, image)} is not a picture.")
-    means = cv2.resize(picture.astype(np.float32), (_CELLS, _CELLS), interpolation=cv2.INTER_AREA)
-    return {"file_name": image["file_name"], "sha256": hashlib.sha256(picture.tobytes()).hexdigest(),
+def describe_image(root: Path, split: str, image: dict[str, Any], annotation: dict[str, Any]) -> dict[str, Any]:
+    """The reference of an image, given its entries in `images` and `annotations`."""
+    pixels = cv2.imread(str(_image_file(root, split, image)), cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise UserError(f"{_image_file(root, split, image)} is not an image.")
+    means = cv2.resize(pixels.astype(np.float32), (_CELLS, _CELLS), interpolation=cv2.INTER_AREA)
+    return {"file_name": image["file_name"], "sha256": hashlib.sha256(pixels.tobytes()).hexdigest(),
             "bbox": [round(number, 2) for number in annotation["bbox"]],
             "colors": means.astype(np.float64).round(1).ravel().tolist()}
 
 
-def _picture_file(root: Path, split: str, image: dict[str, Any]) -> Path:
+def _image_file(root: Path, split: str, image: dict[str, Any]) -> Path:
     return root / "images" / split / image["file_name"]
 
 
@@ -185,9 +185,9 @@ def _picture_file(root: Path, split: str, image: dict[str, Any]) -> Path:
 def _compare_split(root: Path, split: str, recorded: dict[str, Any]) -> Differences:
     tables = _read_tables(root, split)
     images = tables["data"]["images"]
-    missing = sum(not _picture_file(root, split, image).is_file() for image in images)
+    missing = sum(not _image_file(root, split, image).is_file() for image in images)
     if missing:
-        return Differences([f"{missing} of {len(images)} pictures of {split} are missing"], [])
+        return Differences([f"{missing} of {len(images)} images of {split} are missing"], [])
     if _digest(_plan(tables)) != recorded["plan"]:
         return Differences([f"{split} shows other people or time steps"], [])
     rounding = [] if _digest(tables) == recorded["annotations"] else [f"numbers in the annotations of {split} differ"]
@@ -197,20 +197,20 @@ def _compare_split(root: Path, split: str, recorded: dict[str, Any]) -> Differen
     strays, inexact, references = [], 0, recorded["references"]
     for reference in references:
         row = rows.get(reference["file_name"])
-        found = row and describe_picture(root, split, *row)
+        found = row and describe_image(root, split, *row)
         if not (found and resembles(found, reference)):
             strays.append(reference["file_name"])
         elif found["sha256"] != reference["sha256"]:
             inexact += 1
     if len(strays) > _STRAY_SHARE * len(references):
-        return Differences([f"{split} has other pictures, such as {strays[0]}"], [])
+        return Differences([f"{split} has other images, such as {strays[0]}"], [])
     if strays or inexact:
-        rounding.append(f"of {len(references)} pictures of {split} {inexact} differ by rounding and {len(strays)} "
+        rounding.append(f"of {len(references)} images of {split} {inexact} differ by rounding and {len(strays)} "
                         "by more")
     return Differences([], rounding)
 
 
 def resembles(found: dict[str, Any], reference: dict[str, Any]) -> bool:
-    """Whether a picture is a recorded one as another machine may render it."""
+    """Whether an image matches a reference up to what another machine may round differently."""
     return (np.allclose(found["bbox"], reference["bbox"], rtol=0, atol=_BOX_TOLERANCE)
             and np.allclose(found["colors"], reference["colors"], rtol=0, atol=_COLOR_TOLERANCE))

@@ -1,6 +1,6 @@
-"""Cloth: pattern, weave and folds as functions of metres round and along a sleeve or shirt.
+"""Cloth: pattern, weave and folds as functions of the position on a sleeve or shirt.
 
-Legend: P pixels. Numbers of a cloth: `look.CLOTH_NUMBERS`.
+Legend: P samples.
 """
 
 import torch
@@ -8,14 +8,18 @@ from torch import Tensor
 
 from data.synthetic.picture.noise import Noise, look_up, look_up_smooth
 
-_EDGE = 12.0                # how sharply colours meet, per period
+_EDGE = 12.0                # sharpness of the edges between colours, per period
 
 
 def cloth_albedo(u: Tensor, v: Tensor, cloth: Tensor) -> tuple[Tensor, Tensor]:
-    """Reflectance (3, P) and relief (P,) in metres at places u, v (P,).  cloth: (CLOTH_NUMBERS, P)."""
+    """Albedo (3, P) and relief (P,) in metres at u, v (P,): metres around and along the garment.
+
+    cloth: (17, P) three colours, then pattern, periods per metre of its bars and thin bars, share of a period that a
+    bar covers, whether stripes run along the garment, strength of folds and of weave, offset into the noise.
+    """
     base, second, third = cloth[0:3], cloth[3:6], cloth[6:9]
-    kind, count, count_2, share, turn, folds, weave, offset = cloth[9:]
-    across = torch.where(turn > 0, u, v)
+    kind, count, count_2, share, runs_along, folds, weave, offset = cloth[9:]
+    across = torch.where(runs_along > 0, u, v)
     bars_u, bars_v = _bars(u, count, share), _bars(v, count, share)
     thin_u, thin_v = _bars(u, count_2, 0.1), _bars(v, count_2, 0.1)
     stripes = _bars(across, count, share)
@@ -38,6 +42,6 @@ def cloth_albedo(u: Tensor, v: Tensor, cloth: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _bars(x: Tensor, count: Tensor, share: Tensor | float) -> Tensor:
-    """1 on bars that take a share of each period, soft at their edges."""
+    """1 on bars that cover a share of each period, soft at their edges; `count` periods per unit of x."""
     place = (x * count) % 1
     return ((share / 2 - (place - 0.5).abs()) * _EDGE + 0.5).clamp(0, 1)

@@ -1,7 +1,7 @@
 """Random numbers that are a pure function of a key and a name, for whole batches and on any device.
 
-No state is kept, so a picture looks the same whichever batch, process or device draws it. Keys are hashed by
-SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
+There is no state, so an image does not depend on the batch, process or device that draws it. Keys are hashed by
+SplitMix64 (Steele, Lea and Flood, OOPSLA 2014). Names are hashed too: renaming one changes the images.
 
 Legend: B batch.
 """
@@ -16,14 +16,14 @@ _GOLDEN, _MIX_1, _MIX_2 = -7046029254386353131, -4658895280553007687, -772359229
 
 
 class Dice:
-    """One die for each picture of a batch. Different names give independent numbers."""
+    """A random stream for each image of a batch. Different names give independent numbers."""
 
     def __init__(self, key: Tensor):
         self.key = key                                                  # (B,) int64
 
     @classmethod
     def of(cls, *parts: Tensor | int | str, device: torch.device | str = "cpu") -> "Dice":
-        """Dice keyed by integers, texts and integer tensors (B,), in this order."""
+        """Dice keyed by integers, strings and int64 tensors (B,), in this order."""
         key = torch.zeros(1, dtype=torch.int64, device=device)
         for part in parts:
             number = zlib.crc32(part.encode()) if isinstance(part, str) else part
@@ -31,27 +31,27 @@ class Dice:
         return cls(key)
 
     def uniform(self, name: str, low: float | Tensor = 0.0, high: float | Tensor = 1.0, *shape: int) -> Tensor:
-        """Evenly spread numbers (B, *shape)."""
+        """Uniform numbers (B, *shape) in [low, high)."""
         bits = _mixed(self._slots(name, math.prod(shape)))
         unit = ((bits >> 40) & 0xFFFFFF).float() / (1 << 24)
         return low + (high - low) * unit.view(len(self.key), *shape)
 
     def normal(self, name: str, *shape: int) -> Tensor:
-        """Normally distributed numbers (B, *shape) of mean 0 and variance 1 (Box and Muller)."""
+        """Standard normal numbers (B, *shape), by Box and Muller."""
         radius = (-2 * (1 - self.uniform(name + "/radius", 0.0, 1.0, *shape)).log()).sqrt()
         return radius * (2 * math.pi * self.uniform(name + "/angle", 0.0, 1.0, *shape)).cos()
 
     def chance(self, name: str, probability: float | Tensor) -> Tensor:
-        """True with a probability, (B,)."""
+        """True (B,) with the given probability."""
         return self.uniform(name) < probability
 
     def pick(self, name: str, shares: tuple[float, ...]) -> Tensor:
-        """An index (B,) int64 drawn with the given shares."""
+        """Indices (B,) int64 with probabilities proportional to `shares`."""
         ends = torch.tensor(shares, device=self.key.device).cumsum(0)
         return torch.searchsorted(ends / ends[-1], self.uniform(name), right=True).clamp(max=len(shares) - 1)
 
     def direction(self, name: str) -> Tensor:
-        """Unit vectors (B, 3), evenly spread."""
+        """Unit vectors (B, 3), uniform on the sphere."""
         return torch.nn.functional.normalize(self.normal(name, 3), dim=-1)
 
     def _slots(self, name: str, count: int) -> Tensor:
@@ -66,5 +66,5 @@ def _mixed(x: Tensor) -> Tensor:
 
 
 def _shifted(x: Tensor, bits: int) -> Tensor:
-    """A right shift that fills up with zeros."""
+    """Logical right shift."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)

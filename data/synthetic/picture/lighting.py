@@ -1,7 +1,7 @@
-"""Light that arrives at each vertex, with soft shadows: view independent.
+"""Irradiance at each vertex with soft shadows, independent of the view.
 
-Every light direction looks at the figure through an orthographic depth map. Light from all round gives the darkening
-between fingers and at contacts, lamps split into several directions give soft shadows.
+Each light direction has an orthographic shadow map. Ambient directions together give ambient occlusion, between fingers
+and at contacts; lamps that are split into several directions give soft shadows.
 
 Legend: B batch · D light directions · V vertices · N occluding vertices.
 """
@@ -11,18 +11,18 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from common.view.rasterizer import rasterize
-from data.synthetic.picture.look import LAMPS, RING, SKY, Lights
+from data.synthetic.picture.appearance import LAMPS, RING, SKY, Lights
 
 _MAP_SIZE = 80
-_MAP_RADIUS = 0.21          # metres round the hands that a depth map covers; all beyond is lit
-_FAR = 10.0                 # depth of the centre: so far away that a perspective z-buffer is orthographic
+_MAP_RADIUS = 0.21          # metres around the hands that a shadow map covers; everything beyond is lit
+_FAR = 10.0                 # depth of the centre, metres: so large that perspective-correct depth is nearly linear
 _BIAS, _SOFTNESS, _LIFT = 0.0024, 0.0028, 0.0018
-_SKY_WRAP = 0.1             # how far light from all round reaches over the horizon
+_SKY_WRAP = 0.1             # wrap lighting: cosine below the horizon that ambient light still reaches
 
 
 def visibility(points: Tensor, normals: Tensor, occluders: Tensor, faces: Tensor, directions: Tensor,
                center: Tensor) -> Tensor:
-    """How much of each light direction reaches points (B, V, 3) with their normals: (B, D, V) in [0, 1].
+    """Share (B, D, V) of each light direction that reaches points (B, V, 3) with normals (B, V, 3).
 
     occluders: (B, N, 3) vertices of `faces`.  directions: (B, D, 3) towards the light.  center: (B, 3) of the maps.
     """
@@ -30,8 +30,8 @@ def visibility(points: Tensor, normals: Tensor, occluders: Tensor, faces: Tensor
     scale = points.new_tensor([_MAP_SIZE / (2 * _MAP_RADIUS)] * 2 + [1.0])
     axes = _light_frames(directions) * scale[:, None]                               # (B, D, 3, 3)
     origin = points.new_tensor([_MAP_SIZE / 2 - 0.5] * 2 + [_FAR])
-    # The far sides of closed bodies cast the same shadows as the near ones, but none on the bodies' own lit sides, and
-    # they keep the seam dark where two fingers touch.
+    # Back faces of closed meshes cast the same shadows as front faces, but none on the meshes' own lit sides, and they
+    # keep the seam dark where two fingers touch.
     seen = (occluders - center[:, None])[:, None] @ axes.transpose(-1, -2) + origin
     maps = rasterize(seen.flatten(0, 1), faces, _MAP_SIZE, _MAP_SIZE, facing=-1).depth
     depth = torch.nn.functional.pad(maps, (1, 1, 1, 1), value=torch.inf).flatten(1)             # (B·D, texels)
@@ -41,7 +41,7 @@ def visibility(points: Tensor, normals: Tensor, occluders: Tensor, faces: Tensor
 
 
 def _light_frames(directions: Tensor) -> Tensor:
-    """Rotations (B, D, 3, 3) into frames whose z axis runs away from the light."""
+    """Rotations (B, D, 3, 3) into frames whose z axis points away from the light."""
     forward = -directions
     is_steep = forward[..., 1:2].abs() > 0.9
     helper = torch.where(is_steep, forward.new_tensor([1.0, 0.0, 0.0]), forward.new_tensor([0.0, 1.0, 0.0]))
@@ -50,7 +50,7 @@ def _light_frames(directions: Tensor) -> Tensor:
 
 
 def _soft_compare(depth: Tensor, x: Tensor, y: Tensor, distance: Tensor) -> Tensor:
-    """Share of the four texels round each place (N, V) that are not in front of it; maps have a border of 1."""
+    """Percentage-closer filtering over the four texels around each point (N, V); maps have a border of one texel."""
     size = _MAP_SIZE + 2
     x, y = (x + 1).clamp(0, size - 1.001), (y + 1).clamp(0, size - 1.001)
     left, top = x.floor(), y.floor()
@@ -64,7 +64,7 @@ def _soft_compare(depth: Tensor, x: Tensor, y: Tensor, distance: Tensor) -> Tens
 
 
 def arriving_light(normals: Tensor, visible: Tensor, lights: Lights) -> tuple[Tensor, Tensor]:
-    """Light from all round (B, V, 3) at normals (B, V, 3), and the share of each lamp that is seen (B, V, LAMPS)."""
+    """Ambient irradiance (B, V, 3) at normals (B, V, 3), and the visible share of each lamp (B, V, LAMPS)."""
     facing = normals @ lights.directions[:, :SKY].transpose(-1, -2)                 # (B, V, SKY)
     received = (facing + _SKY_WRAP).clamp(min=0) * visible[:, :SKY].transpose(-1, -2) / (1 + _SKY_WRAP)
     lamps = visible[:, SKY:].unflatten(1, (LAMPS, RING)).mean(dim=2).transpose(-1, -2)

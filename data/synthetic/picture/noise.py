@@ -1,7 +1,4 @@
-"""Tileable noise, drawn once and read everywhere: pores, blotches, folds, walls and sensor noise come from here.
-
-Legend: P places.
-"""
+"""Tileable noise textures, generated once: the source of pores, blotches, folds, walls and sensor noise."""
 
 from enum import IntEnum
 from functools import lru_cache
@@ -14,19 +11,19 @@ SIDE = 512
 
 
 class Noise(IntEnum):
-    """A tile of the bank. Wavelengths in texels."""
+    """Index of a tile in the bank. Wavelengths in texels."""
 
     WHITE = 0               # normally distributed
     GRAIN = 1               # between 2 and 6
-    BLOTCH = 2              # round 40
-    FRACTAL = 3             # all, with the spectrum of natural pictures
-    FOLDS = 4               # ridges with round valleys between them, 20 to 100
+    BLOTCH = 2              # around 40
+    FRACTAL = 3             # all, with the power spectrum of natural images
+    FOLDS = 4               # ridges between rounded valleys, 20 to 100
     MOTTLE = 5              # between 10 and 50
 
 
 @lru_cache(maxsize=4)
 def noise_bank(device: torch.device | str = "cpu") -> Tensor:
-    """The tiles (len(Noise)·SIDE·SIDE,), each of mean 0 and variance 1, flattened."""
+    """All tiles, flattened (len(Noise)·SIDE·SIDE,), each of mean 0 and variance 1."""
     rng = np.random.default_rng(20240607)
     fy, fx = np.fft.fftfreq(SIDE)[:, None], np.fft.rfftfreq(SIDE)
     frequency = np.hypot(fx, fy) + 1e-9
@@ -48,12 +45,13 @@ def noise_bank(device: torch.device | str = "cpu") -> Tensor:
 
 
 def look_up(kind: Noise, x: Tensor, y: Tensor) -> Tensor:
-    """The nearest texel of a tile at (x, y), texels, any shape."""
-    return noise_bank(x.device)[_address(kind, x.floor().long(), y.floor().long())]
+    """Texel of a tile at (x, y), in texels, of any shape; repeats beyond the tile."""
+    column, row = x.floor().long() & (SIDE - 1), y.floor().long() & (SIDE - 1)
+    return noise_bank(x.device)[(kind * SIDE + row) * SIDE + column]
 
 
 def look_up_smooth(kind: Noise, x: Tensor, y: Tensor) -> Tensor:
-    """A tile at (x, y), texels, interpolated between the four texels round it."""
+    """As `look_up`, bilinear between the four texels around (x, y)."""
     left, top = x.floor(), y.floor()
     u, v = x - left, y - top
     left, top, bank = left.long() & (SIDE - 1), top.long() & (SIDE - 1), noise_bank(x.device)
@@ -61,7 +59,3 @@ def look_up_smooth(kind: Noise, x: Tensor, y: Tensor) -> Tensor:
     above, below = (kind * SIDE + top) * SIDE, (kind * SIDE + ((top + 1) & (SIDE - 1))) * SIDE
     return torch.lerp(torch.lerp(bank[above + left], bank[above + right], u),
                       torch.lerp(bank[below + left], bank[below + right], u), v)
-
-
-def _address(kind: Noise, x: Tensor, y: Tensor) -> Tensor:
-    return (kind * SIDE + (y & (SIDE - 1))) * SIDE + (x & (SIDE - 1))

@@ -1,7 +1,7 @@
-"""How single hands bend: joint angles inside anatomical limits, with fingers that move together.
+"""Joint angles of single hands: named presets, correlated variation around them, and anatomical limits.
 
-Angles are radians about the hand model's own axes for each joint: flexion (curls towards the palm), spread (towards
-the thumb side) and twist. Everything here is a right hand; a left hand is its mirror image.
+Angles are radians about the hand model's axes of each joint: flexion (curls towards the palm), spread (towards the
+thumb side) and twist. Everything here is a right hand; a left hand is its mirror image.
 
 Legend: B hands · 15 articulated joints in MODEL16 order without the wrist · 3 axes (flexion, spread, twist).
 """
@@ -54,16 +54,16 @@ _PRESETS = {
     "palm_thumb": ((2, 2, 2, 4), (6, 5, 6, 8), (2, 0, -1, -4), (39, -14, -14, 35, 9)),
 }
 PRESETS = tuple(_PRESETS)
-_DISTAL_SHARE = 2 / 3       # the last finger joint cannot be held back: it follows the second
-# How far each finger, index to pinky, takes the others along: the middle and ring fingers are the least independent.
-_COMPANY = np.array([[1.0, 0.25, 0.08, 0.03], [0.25, 1.0, 0.40, 0.12], [0.08, 0.40, 1.0, 0.45],
-                     [0.03, 0.12, 0.45, 1.0]])
-_BENT_SPREAD = 0.3          # of a straight finger's spread is left to one bent at a right angle
+_DISTAL_SHARE = 2 / 3       # of its flexion by which the second finger joint moves the last
+# How far each finger, index to pinky, drags the others along: the middle and ring fingers are the least independent.
+_COUPLING = np.array([[1.0, 0.25, 0.08, 0.03], [0.25, 1.0, 0.40, 0.12], [0.08, 0.40, 1.0, 0.45],
+                      [0.03, 0.12, 0.45, 1.0]])
+_BENT_SPREAD = 0.3          # share of its range of spread that a finger keeps when bent at a right angle
 
 
 @dataclass(frozen=True)
 class Rig:
-    """The built-in right hand's joint axes and limits."""
+    """Joint axes and limits of the built-in right hand."""
 
     axes: Tensor            # (15, 3, 3)    unit rows in the rest frame
     limits: Tensor          # (15, 3, 2)    lowest and highest angle, radians
@@ -81,14 +81,14 @@ def load_rig() -> Rig:
 
 
 def sample_angles(rig: Rig, preset: str, looseness: float, rng: np.random.Generator) -> np.ndarray:
-    """Joint angles (15, 3) round a preset.
+    """Joint angles (15, 3) varied around a preset, within the limits.
 
-    looseness: 0 gives the preset itself, 1 a wide spread of natural variations.
+    looseness: scale of the variation; 0 gives the preset itself, 1 a wide natural range.
     """
     first, second, spread, thumb = (np.radians(np.array(row, dtype=float)) for row in _PRESETS[preset])
     ramp = np.linspace(-1, 1, 4)
     together, gradient = rng.normal(0, 1, 2) * looseness * np.radians([11, 6])
-    alone = rng.normal(0, 1, (2, 4)) @ _COMPANY * looseness * np.radians([[6], [8]])
+    alone = rng.normal(0, 1, (2, 4)) @ _COUPLING * looseness * np.radians([[6], [8]])
     first = first + 0.7 * together + gradient * ramp + alone[0]
     # The second joint mostly bends along with the first.
     second = second + 1.0 * together + gradient * ramp + 0.5 * alone[0] + alone[1]
@@ -111,15 +111,15 @@ def sample_angles(rig: Rig, preset: str, looseness: float, rng: np.random.Genera
 
 
 def blend_angles(rig: Rig, one: np.ndarray, other: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Angles (15, 3) between two poses, each finger at its own place, neighbours at nearby ones."""
-    place = rng.uniform(-0.3, 1.3) + np.cumsum(rng.normal(0, 0.25, 5))              # thumb to pinky
-    share = {finger: float(np.clip(part, 0, 1)) for finger, part in zip(FINGERS, place, strict=True)}
+    """Angles (15, 3) interpolated between two poses by a random weight per finger, similar for neighbours."""
+    weights = rng.uniform(-0.3, 1.3) + np.cumsum(rng.normal(0, 0.25, 5))            # thumb to pinky
+    share = {finger: float(np.clip(weight, 0, 1)) for finger, weight in zip(FINGERS, weights, strict=True)}
     rows = np.array([share[name[:-1]] for name in MODEL16.names[1:]])[:, None]
     return clamp_angles(rig, torch.from_numpy((1 - rows) * one + rows * other).float()).double().numpy()
 
 
 def clamp_angles(rig: Rig, angles: Tensor) -> Tensor:
-    """The nearest angles (..., 15, 3) inside the limits; a bent finger can hardly be spread."""
+    """Angles (..., 15, 3) clamped to the limits; the range of spread shrinks as a finger bends."""
     angles = torch.minimum(torch.maximum(angles, rig.limits[..., 0]), rig.limits[..., 1])
     room = _BENT_SPREAD + (1 - _BENT_SPREAD) * angles[..., FLEXION].clamp(min=0).cos()
     room = torch.where(rig.is_knuckle, room, 1.0)
@@ -134,7 +134,7 @@ def finger_rotations(rig: Rig, angles: Tensor) -> Tensor:
 
 
 def euler_matrices(angles: Tensor) -> Tensor:
-    """Rotations (..., 3, 3) by angles (..., 3) about x, then y, then z of the turned frame."""
+    """Rotations Rx·Ry·Rz (..., 3, 3) of angles (..., 3): intrinsic about x, then y, then z."""
     (cf, cs, ct), (sf, ss, st) = angles.cos().unbind(-1), angles.sin().unbind(-1)
     rows = [cs * ct, -cs * st, ss,
             cf * st + sf * ss * ct, cf * ct - sf * ss * st, -sf * cs,
@@ -143,12 +143,11 @@ def euler_matrices(angles: Tensor) -> Tensor:
 
 
 def rest_joints(model: HandModel, shape: np.ndarray) -> Tensor:
-    """Where the joints (16, 3) of a right hand of `shape` (10,) rest, float64."""
-    vertices = shaped_template(model, shape)
-    return model.regressor[Hand.RIGHT].double() @ vertices
+    """Rest joints (16, 3) of a right hand of `shape` (10,), float64."""
+    return model.regressor[Hand.RIGHT].double() @ shaped_template(model, shape)
 
 
 def shaped_template(model: HandModel, shape: np.ndarray) -> Tensor:
-    """Vertices (778, 3) of a right hand of `shape` (10,) at rest, float64."""
+    """Rest vertices (778, 3) of a right hand of `shape` (10,), float64."""
     offsets = model.shapedirs[Hand.RIGHT].double() @ torch.from_numpy(shape)
     return model.template[Hand.RIGHT].double() + offsets

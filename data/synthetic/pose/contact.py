@@ -1,15 +1,15 @@
-"""Bringing hands together without passing through each other or themselves, many pairs at once.
+"""The contact solver: brings pairs of hands together without penetration or self-penetration, batched.
 
-Joint angles, place and orientation of both hands descend on a sum of squares. First the hands are spheres that move
-with the bones: spheres of different parts must not overlap, points that should touch attract each other, fingers
-that should close round the other hand are drawn to it, and everything else stays near where it started. Then the
-meshes themselves are looked at: vertices below the other hand's surface are pushed out of it. Between two looks the
-points that were found move with their bones.
+Joint angles, rotation and translation of both hands minimise a sum of squares, in two phases. First each hand is a
+set of spheres attached to its bones: spheres of different parts repel each other where they overlap, anchors that
+should touch attract each other, fingers that should close around the other hand are drawn to it, and stiffness pulls
+everything towards its start. Then the meshes: each pass detects the vertices that lie below the other hand's surface
+and pushes them out; between two detections the links between vertices move with the bones.
 
-Every pair is settled on its own: what comes out does not depend on the other pairs of the batch.
+Pairs are independent: the result of one does not depend on the others in its batch.
 
-Legend: B pairs · 2 the hand axis · S spheres of a hand · A anchors · K attractions · L links · V = 778 vertices ·
-Q coordinates of a hand's joints. Person frame unless a name says `_own`; metres.
+Legend: B pairs · 2 the hand axis · S spheres of a hand · A anchors of a hand · K attractions · L links ·
+V = 778 vertices · E finger vertices · Q joint coordinates of a hand. Person frame unless a name says `_own`; metres.
 """
 
 from copy import deepcopy
@@ -21,13 +21,12 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
 from torch import Tensor
 
-from common.hands import MODEL16, NUM_VERTICES, Hand, mirror_rotations
+from common.hands import MODEL16, NUM_MODEL_JOINTS, NUM_VERTICES, Hand, mirror_rotations
 from common.mano.model import HandModel, ManoLayer
 from common.types import ManoParams
 from data.synthetic.pose.articulation import FINGERS, FLEXION, SPREAD, TWIST, Rig, clamp_angles, finger_rotations
 from data.synthetic.pose.kinematics import (
     ARE_APART,
-    FRAMES_OF_A_HAND,
     BoneFrames,
     HandPoses,
     bone_frames,
@@ -37,68 +36,68 @@ from data.synthetic.pose.kinematics import (
     wrench,
 )
 from data.synthetic.pose.proxies import Proxies, ShapedProxies, build_proxies, shaped
+from data.synthetic.surface import faces_around_vertices
 
-_SPHERE_STEPS = 26
-_LOOKS, _STEPS_PER_LOOK = 3, 8
-_MENDING_LOOKS = 3
-_RATES = (0.03, 0.015, 0.0025)                                  # of bending, turning (radians) and shifting (metres)
-_LAST_RATES = (0.008, 0.003, 0.0006)                            # on the meshes
-_MENDING_PULL = 0.3                                             # share of attractions that mending keeps up
-_STIFFNESS = (8e-4, 7e-3)                                       # of joints and orientation, against the start
-_CLEARANCE = 0.0002                                             # between spheres
-_CLOSING = 1.5                                                  # strength with which fingers close
-_SLACK = 0.001                                                  # a gap that a closing finger may leave
-_FAR_PULL = 0.010                                               # farther targets pull no harder: nothing is torn
-_FOREARM = (0.03, 0.06, 0.10, 0.14)                             # forearm spheres: metres from the wrist
+_SPHERE_ITERATIONS = 26
+_PASSES, _ITERATIONS_PER_PASS = 3, 8    # on the meshes: one collision detection per pass
+_SPHERE_RATES = (0.03, 0.015, 0.0025)   # step sizes: joint coordinates, rotation (radians), translation (metres)
+_MESH_RATES = (0.008, 0.003, 0.0006)
+_MENDING_PULL = 0.3                     # share of the attractions' strength that mending keeps
+_STIFFNESS = (8e-4, 7e-3)               # of joint coordinates and rotation, towards the start
+_CLEARANCE = 0.0002                     # between spheres
+_CLOSING = 1.5                          # strength with which fingers close
+_SLACK = 0.001                          # gap that a closing finger may leave
+_MAX_PULL = 0.010                       # distance at which attractions saturate, so that nothing is torn
+_FOREARM = (0.03, 0.06, 0.10, 0.14)     # distances of the forearm's spheres from the wrist
 _FOREARM_RADIUS = 0.026
-_REACH = 0.03                                                   # no vertex of a hand lies deeper in another
-_OWN_REACH = 0.011                                              # the same of a finger
-_WEB = 0.022                                                    # along the skin: nearer, it folds and joins
-_STEEP, _OWN_STEEP = 0.008, 0.004                               # farther, the nearest surface must face the vertex
-_CLOSED = 0.02                                                  # a gap that is closed by moving the hands as a whole
-_PRESSED = 0.0006                                               # overlap that soft flesh explains
-_LINKS, _OWN_LINKS = 48, 32                                     # vertices of a hand pushed out of the other, and itself
-_POSITIVE = 1e-7                                                # more than squares are off by rounding
-_FAR_KEY = 0x7F000000                                           # the bits of a very large float
-_BLOCK = {"cpu": 2, "cuda": 64}                                 # pairs whose vertices are compared at a time
+_REACH = 0.03                           # no vertex of a hand lies deeper in another
+_OWN_REACH = 0.011                      # the same of a finger
+_WEB = 0.022                            # geodesic distance below which skin folds and joins rather than collides
+_STEEP, _OWN_STEEP = 0.008, 0.004       # distance beyond which the nearest surface must face the vertex
+_CLOSED = 0.02                          # gap that is closed by translating whole hands
+_PRESSED = 0.0006                       # overlap that soft tissue explains
+_LINKS, _OWN_LINKS = 48, 32             # vertices of a hand pushed out of the other hand, and out of itself
+_POSITIVE = 1e-7                        # exceeds the rounding error of squared distances
+_FAR_KEY = 0x7F000000                   # the bits of a very large float
+_BLOCK = {"cpu": 2, "cuda": 64}         # pairs whose vertices are compared at once
 
 
 class Task(NamedTuple):
-    """Pairs of hands as they start, and what they reach for."""
+    """Pairs of hands to settle: start poses and attractions."""
 
     poses: HandPoses
     shape: Tensor               # (B, 10)
-    forearm_own: Tensor         # (B, 2, 3)     directions from the wrist to the elbow
-    is_pair: Tensor             # (B,) bool     otherwise the hands do not notice each other
-    touches: Tensor             # (B,) bool     the hands are brought together until they touch
-    wraps: Tensor               # (B, 2)        how much each hand's fingers close round the other hand
-    anchors: Tensor             # (B, K, 2)     rows of attracting anchors, those of the left hand A later
-    gap: Tensor                 # (B, K)        at which an attraction is content
+    forearm_own: Tensor         # (B, 2, 3)     unit, from wrist to elbow
+    is_pair: Tensor             # (B,) bool     False: the hands ignore each other
+    touches: Tensor             # (B,) bool     bring the hands together until they touch
+    wraps: Tensor               # (B, 2)        strength with which each hand's fingers close around the other hand
+    anchors: Tensor             # (B, K, 2)     indices of the anchors that attract each other; left ones offset by A
+    gap: Tensor                 # (B, K)        distance at which an attraction ends
     pull: Tensor                # (B, K)        its strength
 
 
 class Settled(NamedTuple):
-    """Pairs after settling."""
+    """Result of the solver."""
 
     poses: HandPoses
     vertices: Tensor            # (B, 2, 778, 3)
-    depth: Tensor               # (B,)          of the deepest vertex in the other hand, or in its own, estimated
+    depth: Tensor               # (B,)          estimated depth of the deepest vertex in the other or its own hand
 
 
 class Solver(NamedTuple):
-    """The hand model with all that settling needs, on one device."""
+    """The hand model and everything the solver precomputes from it, on one device."""
 
     layer: ManoLayer
     rig: Rig
     proxies: Proxies
-    synergies: Tensor           # (45, Q)       joint angles moved by each coordinate
-    dominant: Tensor            # (778,)        the bone that each vertex mostly follows
+    synergies: Tensor           # (45, Q)       change of the joint angles per joint coordinate
+    dominant: Tensor            # (778,)        bone with the largest skinning weight
     movable: Tensor             # (E,)          vertices of the fingers
-    own_keys: Tensor            # (E, 778)      index of a vertex, or more than any distance where both are of one part
-    is_web: Tensor              # (E, 778) bool so near along the skin that it folds and joins there
-    pads: Tensor                # (9,)          vertices in the middle of the pads of closing fingers
+    own_keys: Tensor            # (E, 778)      index of the second vertex, with _FAR_KEY where both are of one part
+    is_web: Tensor              # (E, 778) bool geodesically nearer than _WEB
+    pads: Tensor                # (9,)          vertices at the centres of the pads of closing fingers
     faces: Tensor               # (1538, 3)     of the right hand
-    faces_of: Tensor            # (778, 9)      faces round each vertex, padded with 1538
+    faces_around: Tensor        # (778, 8)      as `surface.faces_around_vertices`
 
     def to(self, device: torch.device) -> "Solver":
         return Solver(deepcopy(self.layer).to(device), *(part.to(device) for part in self[1:]))
@@ -107,29 +106,29 @@ class Solver(NamedTuple):
 def build_solver(model: HandModel, rig: Rig) -> Solver:
     faces = model.faces[Hand.RIGHT]
     proxies = build_proxies(model, rig)
-    pads = [f"{finger}_{part}" for finger in FINGERS for part in ("middle", "pad")][1:]     # not the thumb's middle
+    pads = [f"{finger}_{part}" for finger in FINGERS for part in ("middle", "pad")][1:]     # without thumb_middle
     dominant = model.weights[Hand.RIGHT].argmax(dim=1)
     movable = ((dominant > 0) & (dominant != MODEL16.index("thumb1"))).nonzero()[:, 0]
     is_apart = torch.from_numpy(ARE_APART)[dominant[movable]][:, dominant]
     own_keys = torch.where(is_apart, 0, _FAR_KEY) | torch.arange(NUM_VERTICES)
     return Solver(
         ManoLayer(model), rig, proxies, _synergies(), dominant, movable, own_keys.int(),
-        _along_skin(model.template[Hand.RIGHT], faces)[movable] < _WEB,
-        proxies.anchor_vertex[[proxies.anchors[name] for name in pads]], faces, _faces_round_vertices(faces),
+        _geodesic_distances(model.template[Hand.RIGHT], faces)[movable] < _WEB,
+        proxies.anchor_vertex[[proxies.anchors[name] for name in pads]], faces,
+        torch.from_numpy(faces_around_vertices(faces.numpy(), NUM_VERTICES)),
     )
 
 
 def _synergies() -> Tensor:
-    """How joints move together: (45, Q).
+    """Coupling of the joints (45, Q): joint angles per joint coordinate.
 
-    The last finger joint follows the second and is moved a little by what it presses on; a finger takes its
-    neighbours along.
+    The last finger joint follows the second and yields a little to contact; fingers drag their neighbours along.
     """
     row = {name: 3 * (MODEL16.index(name) - 1) for name in MODEL16.names[1:]}
-    company = {("index", "middle"): 0.15, ("middle", "ring"): 0.3, ("ring", "pinky"): 0.35}
+    coupling = {("index", "middle"): 0.15, ("middle", "ring"): 0.3, ("ring", "pinky"): 0.35}
     columns = []
     for finger in FINGERS[1:]:
-        along = {finger: 1.0} | {b if a == finger else a: share for (a, b), share in company.items()
+        along = {finger: 1.0} | {b if a == finger else a: share for (a, b), share in coupling.items()
                                  if finger in (a, b)}
         for joints in ({1: 1.0}, {2: 1.0, 3: 2 / 3}):
             columns.append({row[f"{name}{k}"] + FLEXION: share * part
@@ -144,8 +143,8 @@ def _synergies() -> Tensor:
     return table
 
 
-def _along_skin(vertices: Tensor, faces: Tensor) -> Tensor:
-    """How far (778, 778) it is from vertex to vertex along the edges."""
+def _geodesic_distances(vertices: Tensor, faces: Tensor) -> Tensor:
+    """Lengths (778, 778) of the shortest paths along the edges."""
     first, second = faces.T, faces.T.roll(1, dims=0)
     lengths = (vertices[first] - vertices[second]).norm(dim=-1).double()
     edges = csr_array((lengths.flatten().numpy(), (first.flatten().numpy(), second.flatten().numpy())),
@@ -153,64 +152,54 @@ def _along_skin(vertices: Tensor, faces: Tensor) -> Tensor:
     return torch.from_numpy(dijkstra(edges.maximum(edges.T)))
 
 
-def _faces_round_vertices(faces: Tensor) -> Tensor:
-    table = torch.full((NUM_VERTICES, 9), len(faces))
-    filled = [0] * NUM_VERTICES
-    for face, corners in enumerate(faces.tolist()):
-        for vertex in corners:
-            table[vertex, filled[vertex]] = face
-            filled[vertex] += 1
-    return table
-
-
 # ---------------------------------------------------------------- settling
 
 def settle(task: Task, solver: Solver) -> Settled:
-    """Pairs near their starts that touch where they should."""
+    """Pairs near their start poses that touch where they should."""
     proxies = shaped(solver.proxies, task.shape)
-    mover = _Mover(task, solver.rig, solver.synergies)
+    optimizer = _Optimizer(task, solver.rig, solver.synergies)
     spheres = _Spheres.of(task, proxies, solver.proxies)
-    for step in range(_SPHERE_STEPS):
-        frames = mover.frames(proxies.joints)
-        decay = min(1.0, 2.0 - 1.6 * step / _SPHERE_STEPS)
-        mover.follow(frames, *spheres.forces(frames), [rate * decay for rate in _RATES])
+    for iteration in range(_SPHERE_ITERATIONS):
+        frames = optimizer.frames(proxies.joints)
+        decay = min(1.0, 2.0 - 1.6 * iteration / _SPHERE_ITERATIONS)
+        optimizer.step(frames, *spheres.forces(frames), [rate * decay for rate in _SPHERE_RATES])
 
-    mover.forget()
-    return _press(mover, proxies, task, solver, _LOOKS)
+    optimizer.reset_moments()
+    return _resolve_collisions(optimizer, proxies, task, solver)
 
 
 def mend(task: Task, settled: Settled, solver: Solver) -> Settled:
-    """Pairs that were settled and are still too deep in each other, or themselves: pushed out at any price."""
+    """Further passes on settled pairs that still penetrate too deeply, at the expense of their attractions."""
     task = task._replace(poses=settled.poses, pull=_MENDING_PULL * task.pull, wraps=torch.zeros_like(task.wraps))
-    mover = _Mover(task, solver.rig, solver.synergies)
-    return _press(mover, shaped(solver.proxies, task.shape), task, solver, _MENDING_LOOKS)
+    optimizer = _Optimizer(task, solver.rig, solver.synergies)
+    return _resolve_collisions(optimizer, shaped(solver.proxies, task.shape), task, solver)
 
 
-def _press(mover: "_Mover", proxies: ShapedProxies, task: Task, solver: Solver, looks: int) -> Settled:
-    """What comes of pairs that are looked at as meshes."""
-    for look in range(looks):
-        frames = mover.frames(proxies.joints)
-        vertices = posed_vertices(mover.poses(), proxies.joints, task.shape, solver)
-        normals = vertex_normals(vertices, solver)
-        links = _links(_meeting(vertices, normals, task), vertices, normals, frames, task, solver)
-        decay = 1.0 - 0.8 * look / looks
-        for _ in range(_STEPS_PER_LOOK):
-            mover.follow(frames, *links.forces(frames), [rate * decay for rate in _LAST_RATES])
-            frames = mover.frames(proxies.joints)
+def _resolve_collisions(optimizer: "_Optimizer", proxies: ShapedProxies, task: Task, solver: Solver) -> Settled:
+    """The mesh phase."""
+    for number in range(_PASSES):
+        frames = optimizer.frames(proxies.joints)
+        vertices = posed_vertices(optimizer.poses(), proxies.joints, task.shape, solver)
+        normals = _outward_normals(vertices, solver)
+        links = _links(_proximity(vertices, normals, task), vertices, normals, frames, task, solver)
+        decay = 1.0 - 0.8 * number / _PASSES
+        for _ in range(_ITERATIONS_PER_PASS):
+            optimizer.step(frames, *links.forces(frames), [rate * decay for rate in _MESH_RATES])
+            frames = optimizer.frames(proxies.joints)
 
-    poses = mover.poses()
+    poses = optimizer.poses()
     vertices = posed_vertices(poses, proxies.joints, task.shape, solver)
-    normals = vertex_normals(vertices, solver)
-    meeting = _meeting(vertices, normals, task)
-    depth = meeting.depth.amax(dim=(1, 2))
-    shift = _closing_shift(meeting.bridge, task.touches & (depth < _PRESSED))
+    normals = _outward_normals(vertices, solver)
+    proximity = _proximity(vertices, normals, task)
+    depth = proximity.depth.amax(dim=(1, 2))
+    shift = _closing_shift(proximity.bridge, task.touches & (depth < _PRESSED))
     poses = poses._replace(wrist_own=poses.wrist_own + to_person(shift[:, :, None])[:, :, 0])
-    own = _own_meeting(vertices, normals, solver)[2].amax(dim=(1, 2))
+    own = _self_collisions(vertices, normals, solver)[2].amax(dim=(1, 2))
     return Settled(poses, vertices + shift[:, :, None], torch.maximum(depth, own))
 
 
 def _closing_shift(bridge: Tensor, is_wanted: Tensor) -> Tensor:
-    """Shifts (B, 2, 3) of both hands that close a small gap.  bridge: (B, 3) from the right hand to the left."""
+    """Translations (B, 2, 3) of both hands that close a small gap.  bridge: (B, 3) from the right hand to the left."""
     gap = bridge.square().sum(-1).clamp(min=1e-12).sqrt()
     share = torch.where(is_wanted & (gap < _CLOSED), (1 - _CLEARANCE / gap).clamp(min=0), 0.0)
     half = share[:, None] * bridge / 2
@@ -227,89 +216,86 @@ def posed_vertices(poses: HandPoses, rest_joints: Tensor, shape: Tensor, solver:
 
 
 def model_rotations(poses: HandPoses, rig: Rig) -> Tensor:
-    """Local rotations (B, 2, 16, 3, 3) of the hand model's joints; the wrist's turns the hand in the person frame."""
+    """Local rotations (B, 2, 16, 3, 3) of the hand model's joints; the wrist's is relative to the person frame."""
     local = torch.cat([poses.rotation_own[:, :, None], finger_rotations(rig, poses.angles)], dim=2)
     return torch.stack([local[:, Hand.RIGHT], mirror_rotations(local[:, Hand.LEFT])], dim=1).contiguous()
 
 
-class _Mover:
-    """The hands on their way: moves from the start, and Adam's averages of the forces (Kingma and Ba, 2015)."""
+class _Optimizer:
+    """Displacements of the hands from their start, driven by forces through Adam (Kingma and Ba, 2015)."""
 
     def __init__(self, task: Task, rig: Rig, synergies: Tensor):
-        batch, start = len(task.shape), task.poses
-        self.start, self.rig, self.synergies, self.step = start, rig, synergies, 0
-        sizes = (synergies.shape[1], 3, 3)
-        self.moves = [start.wrist_own.new_zeros(batch, 2, size) for size in sizes]  # bending, turning, shifting
-        self.averages = [(torch.zeros_like(move), torch.zeros_like(move)) for move in self.moves]
+        self.start, self.rig, self.synergies = task.poses, rig, synergies
+        sizes = (synergies.shape[1], 3, 3)              # joint coordinates, rotation, translation
+        self.displacements = [self.start.wrist_own.new_zeros(len(task.shape), 2, size) for size in sizes]
+        self.reset_moments()
 
-    def forget(self) -> None:
-        """Start the averages afresh: forces on meshes are much smaller than those on spheres."""
-        self.step = 0
-        for average in self.averages:
-            for part in average:
-                part.zero_()
+    def reset_moments(self) -> None:
+        """Forget the scale of the forces so far: on meshes they are much smaller than on spheres."""
+        self.iteration = 0
+        self.moments = [(torch.zeros_like(part), torch.zeros_like(part)) for part in self.displacements]
 
     def poses(self) -> HandPoses:
-        bend, turn, shift = self.moves
-        angles = self.start.angles + (bend @ self.synergies.mT).unflatten(-1, (15, 3))
-        return HandPoses(clamp_angles(self.rig, angles), _small_rotation(turn) @ self.start.rotation_own,
-                         self.start.wrist_own + shift)
+        coordinates, rotation, translation = self.displacements
+        angles = self.start.angles + (coordinates @ self.synergies.mT).unflatten(-1, (15, 3))
+        return HandPoses(clamp_angles(self.rig, angles), _small_rotation(rotation) @ self.start.rotation_own,
+                         self.start.wrist_own + translation)
 
     def frames(self, rest_joints: Tensor) -> BoneFrames:
         return bone_frames(self.rig, rest_joints, self.poses())
 
-    def follow(self, frames: BoneFrames, bone: Tensor, points: Tensor, forces: Tensor, rates: list[float]) -> None:
-        """One step where forces (B, M, 3) at points (B, M, 3) of bones (B, M) push."""
+    def step(self, frames: BoneFrames, bone: Tensor, points: Tensor, forces: Tensor, rates: list[float]) -> None:
+        """One iteration under forces (B, M, 3) at points (B, M, 3) fixed to bones (B, M)."""
         total = wrench(frames, bone, points, forces)
-        bend = total.bend.flatten(2) @ self.synergies - _STIFFNESS[0] * self.moves[0]
-        turn = total.turn - _STIFFNESS[1] * self.moves[1]
-        self.step += 1
-        for move, push, (mean, square), rate in zip(self.moves, (bend, turn, total.shift), self.averages, rates,
-                                                    strict=True):
+        pushes = (total.joint_torque.flatten(2) @ self.synergies - _STIFFNESS[0] * self.displacements[0],
+                  total.wrist_torque - _STIFFNESS[1] * self.displacements[1], total.force)
+        self.iteration += 1
+        for part, push, (mean, square), rate in zip(self.displacements, pushes, self.moments, rates, strict=True):
             mean.lerp_(push, 1 - 0.9)
             square.lerp_(push.square(), 1 - 0.99)
-            scale = (square / (1 - 0.99**self.step)).sqrt() + 1e-9
-            move += rate * (mean / (1 - 0.9**self.step)) / scale
+            scale = (square / (1 - 0.99**self.iteration)).sqrt() + 1e-9
+            part += rate * (mean / (1 - 0.9**self.iteration)) / scale
 
 
-def _small_rotation(turn: Tensor) -> Tensor:
-    """The rotations (..., 3, 3) of the quaternions (1, turn/2): by |turn| to third order."""
-    w, (x, y, z) = torch.ones_like(turn[..., 0]), (turn / 2).unbind(-1)
+def _small_rotation(rotation_vector: Tensor) -> Tensor:
+    """Rotation matrices (..., 3, 3) of the quaternions (1, v/2): the angle is |v| to third order."""
+    w, (x, y, z) = torch.ones_like(rotation_vector[..., 0]), (rotation_vector / 2).unbind(-1)
     rows = torch.stack([w * w + x * x - y * y - z * z, 2 * (x * y - w * z), 2 * (x * z + w * y),
                         2 * (x * y + w * z), w * w - x * x + y * y - z * z, 2 * (y * z - w * x),
                         2 * (x * z - w * y), 2 * (y * z + w * x), w * w - x * x - y * y + z * z], dim=-1)
     return (rows / (w * w + x * x + y * y + z * z)[..., None]).unflatten(-1, (3, 3))
 
 
-# ---------------------------------------------------------------- hands as spheres
+# ---------------------------------------------------------------- the sphere phase
 
 class _Spheres(NamedTuple):
-    """The points that forces act on while hands are spheres: for each hand its spheres, then its anchors."""
+    """Points that forces act on: for each hand S spheres, 4 of its forearm, and A anchors."""
 
     bone: Tensor                # (2N,)         N = S + 4 + A points of a hand
-    offset: Tensor              # (B, 2N, 3)
+    offset: Tensor              # (B, 2N, 3)    as in `posed_points`
     radius: Tensor              # (B, S + 4)
-    reach: Tensor               # (B, S + 4, S + 4) distance at which spheres of both hands meet
-    own_reach: Tensor           # (B, S, S)     distance at which two spheres of one hand meet
-    closing: Tensor             # (C,)          spheres that close round the other hand
+    reach: Tensor               # (B, S + 4, S + 4) distance at which spheres of both hands touch
+    own_reach: Tensor           # (B, S, S)     distance at which two spheres of one hand touch; −1: never
+    closing: Tensor             # (C,)          spheres that close around the other hand
     task: Task
 
     @classmethod
     def of(cls, task: Task, proxies: ShapedProxies, mean: Proxies) -> "_Spheres":
-        arm = task.forearm_own.new_tensor(_FOREARM)[:, None] * _to_rest(task)[:, :, None]   # (B, 2, 4, 3)
+        forearm_rest = (task.poses.rotation_own * task.forearm_own[..., None]).sum(dim=-2)
+        arm = forearm_rest.new_tensor(_FOREARM)[:, None] * forearm_rest[:, :, None]         # (B, 2, 4, 3)
         bones = torch.cat([mean.bone, mean.bone.new_zeros(len(_FOREARM)), mean.anchor_bone])
-        still = proxies.joints[:, bones]
+        joint = proxies.joints[:, bones]
         center, anchor = (part[:, None].expand(-1, 2, -1, -1) for part in (proxies.center, proxies.anchor))
-        offset = torch.cat([center, arm + still[:, None, len(mean.bone), None], anchor], dim=2) - still[:, None]
-        # Spheres that nearly meet at rest may come no nearer, but are not pushed apart.
-        reach = torch.minimum(proxies.radius[:, :, None] + proxies.radius[:, None], 0.97 * mean.rest_gap)
+        offset = torch.cat([center, arm + joint[:, None, len(mean.bone), None], anchor], dim=2) - joint[:, None]
+        # Spheres that nearly touch at rest must come no nearer, but are not pushed apart.
+        reach = torch.minimum(proxies.radius[:, :, None] + proxies.radius[:, None], 0.97 * mean.rest_distance)
         radius = F.pad(proxies.radius, (0, len(_FOREARM)), value=_FOREARM_RADIUS)
-        return cls(torch.cat([bones, bones + FRAMES_OF_A_HAND]), offset.flatten(1, 2), radius,
-                   radius[:, :, None] + radius[:, None] + _CLEARANCE, torch.where(mean.may_meet, reach, -1.0),
+        return cls(torch.cat([bones, bones + NUM_MODEL_JOINTS]), offset.flatten(1, 2), radius,
+                   radius[:, :, None] + radius[:, None] + _CLEARANCE, torch.where(mean.may_collide, reach, -1.0),
                    mean.closing, task)
 
     def forces(self, frames: BoneFrames) -> tuple[Tensor, Tensor, Tensor]:
-        """Bones, points (B, 2N, 3), forces (B, 2N, 3)."""
+        """Bones (2N,), points (B, 2N, 3) and the forces (B, 2N, 3) on them."""
         points = posed_points(frames, self.bone, self.offset)
         num_solids, num_spheres = self.radius.shape[1], self.own_reach.shape[1]
         solids, anchors = points.unflatten(1, (2, -1)).split([num_solids, len(self.bone) // 2 - num_solids], dim=2)
@@ -328,29 +314,24 @@ class _Spheres(NamedTuple):
         return 12 * _repelled(flat, flat, push).unflatten(0, (-1, 2))
 
     def _closing(self, solids: Tensor, nearness: Tensor) -> Tensor:
-        """Draws the fingers' spheres to the nearest sphere of the other hand: (B, 2, C, 3)."""
+        """Forces (B, 2, C, 3) that draw the fingers' spheres to the nearest sphere of the other hand."""
         inner = nearness[:, : self.own_reach.shape[1], : self.own_reach.shape[1]]
         nearest = [inner[:, self.closing].argmax(dim=2), inner[:, :, self.closing].argmax(dim=1)]   # (B, C)
-        target, room = (torch.stack([_rows(part[:, hand.other], nearest[hand]) for hand in Hand], dim=1)
+        target, room = (torch.stack([_gather_rows(part[:, hand.other], nearest[hand]) for hand in Hand], dim=1)
                         for part in (solids, self.radius[:, None, :, None].expand(-1, 2, -1, -1)))
         way = target - solids[:, :, self.closing]
         distance = way.square().sum(-1, keepdim=True).clamp(min=1e-8).sqrt()
         gap = distance - room - self.radius[:, None, self.closing, None] - _CLEARANCE - _SLACK
-        return _CLOSING * self.task.wraps[..., None, None] * gap.clamp(0, _FAR_PULL) * way / distance
-
-
-def _to_rest(task: Task) -> Tensor:
-    """The forearms' directions (B, 2, 3) in the rest frame."""
-    return (task.poses.rotation_own * task.forearm_own[..., None]).sum(dim=-2)
+        return _CLOSING * self.task.wraps[..., None, None] * gap.clamp(0, _MAX_PULL) * way / distance
 
 
 def _nearness(a: Tensor, b: Tensor, reach: Tensor) -> Tensor:
     """`reach` (B, N, M) over the distance of points (B, N, 3) and (B, M, 3): above 1 where spheres overlap."""
-    return _squares(a, b).clamp_(min=1e-8).rsqrt_().mul_(reach)
+    return _squared_distances(a, b).clamp_(min=1e-8).rsqrt_().mul_(reach)
 
 
-def _squares(a: Tensor, b: Tensor, more: float = 0.0) -> Tensor:
-    """Squared distances (B, N, M) of points (B, N, 3) and (B, M, 3), and `more`, in one matrix product."""
+def _squared_distances(a: Tensor, b: Tensor, more: float = 0.0) -> Tensor:
+    """Squared distances (B, N, M) of points (B, N, 3) and (B, M, 3), plus `more`, as one matrix product."""
     ones = torch.ones_like(a[..., :1]), torch.ones_like(b[..., :1])
     left = torch.cat([a, a.square().sum(-1, keepdim=True) + more, ones[0]], dim=-1)
     right = torch.cat([-2 * b, ones[1], b.square().sum(-1, keepdim=True)], dim=-1)
@@ -358,74 +339,75 @@ def _squares(a: Tensor, b: Tensor, more: float = 0.0) -> Tensor:
 
 
 def _repelled(a: Tensor, b: Tensor, push: Tensor) -> Tensor:
-    """Forces (B, N, 3) on points a from points b, `push` (B, N, M) for each metre between them."""
+    """Forces (B, N, 3) of points b (B, M, 3) on points a (B, N, 3): `push` (B, N, M) times their offset a − b."""
     total = push @ torch.cat([b, torch.ones_like(b[..., :1])], dim=-1)
     return total[..., 3:] * a - total[..., :3]
 
 
 def _attraction(anchors: Tensor, task: Task) -> Tensor:
-    """Forces (B, 2A, 3) on anchors (B, 2A, 3) that want to meet."""
+    """Forces (B, 2A, 3) on the anchors (B, 2A, 3) that attract each other."""
     rows = task.anchors.flatten(1)[..., None].expand(-1, -1, 3)                     # (B, 2K, 3)
     ends = anchors.gather(1, rows).unflatten(1, (-1, 2))
     way = ends[:, :, 1] - ends[:, :, 0]                                             # (B, K, 3)
     distance = way.square().sum(-1, keepdim=True).clamp(min=1e-12).sqrt()
-    force = 4 * task.pull[..., None] * (distance - task.gap[..., None]).clamp(0, _FAR_PULL) * way / distance
+    force = 4 * task.pull[..., None] * (distance - task.gap[..., None]).clamp(0, _MAX_PULL) * way / distance
     return torch.zeros_like(anchors).scatter_add_(1, rows, torch.stack([force, -force], dim=2).flatten(1, 2))
 
 
-# ---------------------------------------------------------------- hands as meshes
+# ---------------------------------------------------------------- the mesh phase
 
 class _Links(NamedTuple):
-    """Pairs of vertices that push or pull each other; they move with the bones that they mostly follow."""
+    """Pairs of vertices that push or pull each other, each rigidly attached to its dominant bone."""
 
     bone: Tensor                # (B, L, 2)
     offset: Tensor              # (B, 2L, 3)
-    normal: Tensor              # (B, L, 3)     out of the surface at the second vertex
-    push: Tensor                # (B, L)        where the first vertex may not be below the surface at the second
-    pull: Tensor                # (B, L)        where they want to meet
-    gap: Tensor                 # (B, L)        at which a pull is content
+    normal: Tensor              # (B, L, 3)     outward at the second vertex
+    push: Tensor                # (B, L)        strength that keeps the first vertex above the surface at the second
+    pull: Tensor                # (B, L)        strength of their attraction
+    gap: Tensor                 # (B, L)        distance at which the attraction ends
 
     def forces(self, frames: BoneFrames) -> tuple[Tensor, Tensor, Tensor]:
+        """Bones (B, 2L), points (B, 2L, 3) and the forces (B, 2L, 3) on them."""
         bone = self.bone.flatten(1)
         points = posed_points(frames, bone, self.offset)
         first, second = points.unflatten(1, (-1, 2)).unbind(2)
         way = first - second
         depth = F.relu(-_PRESSED / 2 - (way * self.normal).sum(-1)) * self.push
         distance = way.square().sum(-1).clamp(min=1e-12).sqrt()
-        pull = (distance - self.gap).clamp(0, _FAR_PULL) * self.pull / distance
+        pull = (distance - self.gap).clamp(0, _MAX_PULL) * self.pull / distance
         force = 12 * depth[..., None] * self.normal - 4 * pull[..., None] * way
         return bone, points, torch.stack([force, -force], dim=2).flatten(1, 2)
 
 
-class _Meeting(NamedTuple):
-    """How the meshes of pairs meet."""
+class _Proximity(NamedTuple):
+    """Where the meshes of each pair come near or penetrate each other."""
 
-    near: Tensor                # (B, 2, V)     the vertex of the other hand that is nearest to each vertex
-    normal: Tensor              # (B, 2, V, 3)  out of the other hand there
+    near: Tensor                # (B, 2, V)     nearest vertex of the other hand
+    normal: Tensor              # (B, 2, V, 3)  outward there
     depth: Tensor               # (B, 2, V)     below the other hand's surface; 0 outside
-    closest: Tensor             # (B,)          the vertex outside that is nearest to the other hand; left ones V later
-    bridge: Tensor              # (B, 3)        from the right hand to the left there
+    closest: Tensor             # (B,)          vertex outside that is nearest to the other hand; left ones offset by V
+    bridge: Tensor              # (B, 3)        from the right hand to the left at that vertex
 
 
-def _meeting(vertices: Tensor, normals: Tensor, task: Task) -> _Meeting:
-    """How meshes (B, 2, 778, 3) meet."""
+def _proximity(vertices: Tensor, normals: Tensor, task: Task) -> _Proximity:
+    """The proximity of meshes (B, 2, 778, 3) with outward normals."""
     near, surface = _nearest(vertices)
-    normal = torch.stack([_rows(normals[:, hand.other], near[:, hand]) for hand in Hand], dim=1)
+    normal = torch.stack([_gather_rows(normals[:, hand.other], near[:, hand]) for hand in Hand], dim=1)
     way = surface - vertices
     height, distance = -(way * normal).sum(-1), way.square().sum(-1).sqrt()
-    # Far below a tangent plane may lie the other side of the hand, or a place beside it.
+    # Far below a tangent plane, a vertex may be beside the other hand or beyond its far side.
     inside = (height < 0) & (distance < _REACH) & ((distance < _STEEP) | (height < -0.7 * distance))
     inside &= task.is_pair[:, None, None]
     closest = torch.where(inside, torch.inf, distance).flatten(1).argmin(dim=1)
-    bridge = _rows(way.flatten(1, 2), closest[:, None])[:, 0]
-    return _Meeting(near, normal, torch.where(inside, -height, 0.0), closest,
+    bridge = _gather_rows(way.flatten(1, 2), closest[:, None])[:, 0]
+    return _Proximity(near, normal, torch.where(inside, -height, 0.0), closest,
                     torch.where((closest < NUM_VERTICES)[:, None], bridge, -bridge))
 
 
-def _links(meeting: _Meeting, vertices: Tensor, normals: Tensor, frames: BoneFrames, task: Task,
+def _links(proximity: _Proximity, vertices: Tensor, normals: Tensor, frames: BoneFrames, task: Task,
            solver: Solver) -> _Links:
-    """What pushes and pulls the meshes (B, 2, 778, 3)."""
-    near, normal, depth, closest, _ = meeting
+    """All links between vertices of the meshes (B, 2, 778, 3)."""
+    near, normal, depth, closest, _ = proximity
     across = near.flatten(1).gather(1, closest[:, None]) + NUM_VERTICES * (closest < NUM_VERTICES)[:, None]
     meets = (task.touches & (depth.amax(dim=(1, 2)) < _PRESSED)).to(depth)[:, None]
     pads = solver.pads.expand(len(vertices), -1)
@@ -443,28 +425,29 @@ def _links(meeting: _Meeting, vertices: Tensor, normals: Tensor, frames: BoneFra
 def _pushes(depth: Tensor, near: Tensor, normal: Tensor, other: bool) -> list[tuple[Tensor, Tensor, Tensor]]:
     """For each hand the ends (B, L, 2), normals (B, L, 3) and strengths (B, L) of links at its deepest vertices.
 
-    depth, near, normal: (B, 2, V, ...).  other: `near` are vertices of the other hand, else of the same.
+    depth, near, normal: (B, 2, V, ...).  other: whether `near` are vertices of the other hand or of the same.
     """
     found = []
     for hand in Hand:
         deepest, vertex = depth[:, hand].topk(_LINKS if other else _OWN_LINKS, dim=1)
         beside = near[:, hand].gather(1, vertex)
-        found.append((_ends(vertex, beside, hand, hand.other if other else hand), _rows(normal[:, hand], vertex),
+        found.append((_ends(vertex, beside, hand, hand.other if other else hand), _gather_rows(normal[:, hand], vertex),
                       (deepest > 0).to(depth)))
     return found
 
 
-def _own_meeting(vertices: Tensor, normals: Tensor, solver: Solver) -> tuple[Tensor, Tensor, Tensor]:
-    """How fingers meet other fingers or the palm of their own hand.
+def _self_collisions(vertices: Tensor, normals: Tensor, solver: Solver) -> tuple[Tensor, Tensor, Tensor]:
+    """Penetration of finger vertices into other parts of their own hand.
 
-    The nearest vertex there of each `solver.movable`, (B, 2, E), the normal at it (B, 2, E, 3), the depth below it.
+    Returns, for each of `solver.movable`, the nearest vertex on such a part (B, 2, E), the outward normal there
+    (B, 2, E, 3) and the depth below that surface (B, 2, E), 0 outside.
     """
     points = vertices[:, :, solver.movable].flatten(0, 1)                           # (2B, E, 3)
     block = _BLOCK[points.device.type]
-    near = torch.cat([(_keys(some, whole) | solver.own_keys).amin(dim=2) for some, whole in
+    near = torch.cat([(_distance_keys(some, whole) | solver.own_keys).amin(dim=2) for some, whole in
                       zip(points.split(block), vertices.flatten(0, 1).split(block), strict=True)])
     near = near.bitwise_and_(1023).long()
-    normal, surface = _rows(normals.flatten(0, 1), near), _rows(vertices.flatten(0, 1), near)
+    normal, surface = _gather_rows(normals.flatten(0, 1), near), _gather_rows(vertices.flatten(0, 1), near)
     way = points - surface
     height, distance = (way * normal).sum(-1), way.square().sum(-1).sqrt()
     inside = (height < 0) & (distance < _OWN_REACH) & ((distance < _OWN_STEEP) | (height < -0.7 * distance))
@@ -473,8 +456,8 @@ def _own_meeting(vertices: Tensor, normals: Tensor, solver: Solver) -> tuple[Ten
 
 
 def _own_pushes(vertices: Tensor, normals: Tensor, solver: Solver) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """The same of fingers that are in other fingers or the palm of their own hand."""
-    near, normal, depth = _own_meeting(vertices, normals, solver)
+    """As `_pushes`, of fingers that penetrate other fingers or the palm of their own hand."""
+    near, normal, depth = _self_collisions(vertices, normals, solver)
     vertex = solver.movable.expand(len(vertices), -1)
     found = _pushes(depth, near, normal, other=False)
     return [(torch.stack([vertex.gather(1, pair[..., 0] - hand * NUM_VERTICES) + hand * NUM_VERTICES, pair[..., 1]],
@@ -482,56 +465,56 @@ def _own_pushes(vertices: Tensor, normals: Tensor, solver: Solver) -> list[tuple
 
 
 def _ends(first: Tensor, second: Tensor, hand: Hand, of_second: Hand) -> Tensor:
-    """Pairs of vertices (B, L, 2) of a pair's meshes, those of the left hand 778 later."""
+    """Pairs (B, L, 2) of vertex indices; those of left hands are offset by 778."""
     return torch.stack([first + hand * NUM_VERTICES, second + of_second * NUM_VERTICES], dim=-1)
 
 
 def _linked(pushes: list[tuple[Tensor, Tensor, Tensor]], pulls: list[tuple[Tensor, Tensor, Tensor]],
             vertices: Tensor, frames: BoneFrames, solver: Solver) -> _Links:
-    """Links between vertices. Pushes are (ends, normal, strength), pulls (ends, strength, gap)."""
+    """Links of pushes (ends, normal, strength) and pulls (ends, strength, gap)."""
     ends = torch.cat([pair for pair, _, _ in pushes + pulls], dim=1)                # (B, L, 2)
     normal, push = (torch.cat([part[k] for part in pushes], dim=1) for k in (1, 2))
     pull, gap = (torch.cat([part[k] for part in pulls], dim=1) for k in (1, 2))
-    bone = torch.cat([solver.dominant, solver.dominant + FRAMES_OF_A_HAND])[ends]
-    points = _rows(vertices.flatten(1, 2), ends.flatten(1))
+    bone = torch.cat([solver.dominant, solver.dominant + NUM_MODEL_JOINTS])[ends]
+    points = _gather_rows(vertices.flatten(1, 2), ends.flatten(1))
     return _Links(bone, offsets(frames, bone.flatten(1), points), F.pad(normal, (0, 0, 0, pull.shape[1])),
                   F.pad(push, (0, pull.shape[1])), F.pad(pull, (push.shape[1], 0)), F.pad(gap, (push.shape[1], 0)))
 
 
-def vertex_normals(vertices: Tensor, solver: Solver) -> Tensor:
-    """Area-weighted unit normals (B, 2, 778, 3) out of both hands."""
+def _outward_normals(vertices: Tensor, solver: Solver) -> Tensor:
+    """Area-weighted unit normals (B, 2, 778, 3) by gathering: each pair rounds alike in every batch."""
     a, b, c = (vertices[:, :, solver.faces[:, corner]] for corner in range(3))
-    across = F.pad(torch.linalg.cross(b - a, c - a), (0, 0, 0, 1))
-    normals = F.normalize(across[:, :, solver.faces_of].sum(dim=3), dim=-1)
-    return torch.stack([normals[:, Hand.RIGHT], -normals[:, Hand.LEFT]], dim=1)     # left faces wind the other way
+    face_normals = F.pad(torch.linalg.cross(b - a, c - a), (0, 0, 0, 1))
+    normals = F.normalize(face_normals[:, :, solver.faces_around].sum(dim=3), dim=-1)
+    return torch.stack([normals[:, Hand.RIGHT], -normals[:, Hand.LEFT]], dim=1)     # left faces are wound in reverse
 
 
 def _nearest(vertices: Tensor) -> tuple[Tensor, Tensor]:
-    """For each vertex the nearest one of the other hand, (B, 2, V), and where it is, (B, 2, V, 3)."""
+    """The nearest vertex of the other hand (B, 2, V) and its position (B, 2, V, 3), for vertices (B, 2, V, 3)."""
     near, index = [], torch.arange(NUM_VERTICES, dtype=torch.int32, device=vertices.device)
     for block in vertices.split(_BLOCK[vertices.device.type]):
-        keys = _keys(block[:, 0], block[:, 1])
+        keys = _distance_keys(block[:, 0], block[:, 1])
         of_right, of_left = (keys | index).amin(dim=2), (keys | index[:, None]).amin(dim=1)
         near.append(torch.stack([of_right, of_left], dim=1).bitwise_and_(1023))
     near = torch.cat(near).long()
-    surface = torch.stack([_rows(vertices[:, hand.other], near[:, hand]) for hand in Hand], dim=1)
+    surface = torch.stack([_gather_rows(vertices[:, hand.other], near[:, hand]) for hand in Hand], dim=1)
     return near, surface
 
 
-def _keys(a: Tensor, b: Tensor) -> Tensor:
+def _distance_keys(a: Tensor, b: Tensor) -> Tensor:
     """Integers (B, N, M) that sort like the distances of points (B, N, 3) and (B, M, 3), with room for an index.
 
-    The bits of positive floats sort like the floats; the lowest ten are left to the index of a vertex.
+    The bits of positive floats sort like the floats; the lowest ten are left for a vertex index.
     """
-    return _squares(a, b, _POSITIVE).view(torch.int32).bitwise_and_(-1024)
+    return _squared_distances(a, b, _POSITIVE).view(torch.int32).bitwise_and_(-1024)
 
 
 def _anchor_vertices(anchors: Tensor, solver: Solver) -> Tensor:
-    """The vertices (B, K, 2) of anchor rows (B, K, 2), those of the left hand 778 later."""
+    """Vertices (B, K, 2) of anchors (B, K, 2); those of left hands are offset by 778."""
     count = len(solver.proxies.anchor_vertex)
     return solver.proxies.anchor_vertex[anchors % count] + NUM_VERTICES * (anchors >= count)
 
 
-def _rows(table: Tensor, index: Tensor) -> Tensor:
-    """Rows (B, N, C) of tables (B, M, C) at index (B, N)."""
+def _gather_rows(table: Tensor, index: Tensor) -> Tensor:
+    """Rows (B, N, C) of tables (B, M, C) at indices (B, N)."""
     return table.gather(1, index[..., None].expand(-1, -1, table.shape[2]))

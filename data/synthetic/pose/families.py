@@ -1,8 +1,7 @@
-"""How two hands meet: where each starts and what it reaches for. `contact.py` settles the rest.
+"""Families of two-hand interactions: start poses and attractions, which `contact.py` settles.
 
-A family draws the poses of two roles and what they reach for; `sample_pair` deals the roles to the hands. Directions
-are in the `_own` frame of each hand: x towards the middle of the body, y up, z away from the chest, whichever hand
-it is.
+A family samples the poses and attractions of two roles; `sample_pair` assigns the roles to the hands. Directions are
+in the `_own` frame: for either hand x points to the middle of the body, y up, z away from the chest.
 
 Legend: 2 the hand axis · 15 articulated joints.
 """
@@ -14,17 +13,18 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from common.hands import Hand
+from data.synthetic.pose.arm import sample_elbow, wrist_strain
 from data.synthetic.pose.articulation import PRESETS, Rig, blend_angles, sample_angles
-from data.synthetic.pose.body import OWN_SIGNS, sample_elbow, wrist_strain
+from data.synthetic.pose.kinematics import OWN_SIGNS
 
 # Rest-frame directions of a right hand, as rows: along the fingers, out of the back of the hand, to the thumb side.
 _REST_AXES = np.array([[-1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
-_TURNS = 4                  # ways to hold a pair or a hand, of which the most comfortable for the wrists is taken
+_CANDIDATES = 4             # orientations sampled for a pair or a hand; the one that bends the wrists least is taken
 _FINGERS = ("index", "middle", "ring", "pinky")
 
 
 class Attraction(NamedTuple):
-    """Two surface points that want to lie `gap` metres apart, or closer. Names as in `proxies.Proxies.anchors`."""
+    """Two anchors that attract each other until they are `gap` metres apart. Names as in `proxies.Proxies.anchors`."""
 
     hands: tuple[Hand, Hand]
     names: tuple[str, str]
@@ -32,36 +32,36 @@ class Attraction(NamedTuple):
 
 
 class Start(NamedTuple):
-    """A first guess that `contact.settle` turns into a pose."""
+    """Initial state for `contact.settle`."""
 
     present: tuple[Hand, ...]
     angles: np.ndarray                      # (2, 15, 3)
     rotation_own: np.ndarray                # (2, 3, 3)     from the rest frame of a right hand
-    palm_own: np.ndarray                    # (2, 3)        where the middle of the palm starts
+    palm_own: np.ndarray                    # (2, 3)        middle of the palm
     elbow_own: np.ndarray                   # (2, 3)
     attractions: tuple[Attraction, ...]
-    wraps: tuple[float, float]              # how much each hand's fingers close round the other hand
-    touches: bool                           # the hands are brought together until they touch
+    wraps: tuple[float, float]              # as in `contact.Task`
+    touches: bool
 
 
 class _Pose(NamedTuple):
     """One hand of a pair in its own frame."""
 
-    fingers: tuple[float, float, float] | np.ndarray    # where the straight fingers would point
-    back: tuple[float, float, float] | np.ndarray       # where the back of the hand faces
-    palm: tuple[float, float, float] | np.ndarray       # millimetres
+    fingers: tuple[float, float, float] | np.ndarray    # direction of the fingers when straight
+    back: tuple[float, float, float] | np.ndarray       # direction that the back of the hand faces
+    palm: tuple[float, float, float] | np.ndarray       # position of its middle, millimetres
     preset: str
     looseness: float = 0.7
     wrap: float = 0.0
 
 
 class _Draft(NamedTuple):
-    """What a family draws. Attractions: role and point, role and point, gap in millimetres."""
+    """Sample of a family: poses of the two roles, and attractions ((role, anchor), (role, anchor), gap in mm)."""
 
     poses: tuple[_Pose, _Pose]
     attractions: tuple[tuple[tuple[int, str], tuple[int, str], float], ...] = ()
     touches: bool = True
-    wobble: float = 6.0         # degrees by which each hand is turned at random
+    wobble: float = 6.0         # standard deviation of a random rotation of each hand, degrees per axis
 
 
 def sample_kind(interacting: float, rng: np.random.Generator) -> str:
@@ -74,9 +74,8 @@ def sample_kind(interacting: float, rng: np.random.Generator) -> str:
 def sample_pair(family: str, rig: Rig, rng: np.random.Generator) -> Start:
     """A random pair of `family`, a key of FAMILIES."""
     draft = FAMILIES[family](rng)
-    hand_of = [Hand(int(k)) for k in rng.permutation(2)]            # which hand plays which part
-    poses = sorted(zip(hand_of, draft.poses, strict=True), key=lambda part: part[0])
-    poses = [pose for _, pose in poses]
+    hand_of = [Hand(int(k)) for k in rng.permutation(2)]            # of each role
+    poses = [draft.poses[hand_of.index(hand)] for hand in Hand]
     attractions = tuple(Attraction((hand_of[a], hand_of[b]), (on_a, on_b), gap / 1000)
                         for (a, on_a), (b, on_b), gap in draft.attractions)
     wobble = Rotation.from_rotvec(rng.normal(0, np.radians(draft.wobble), (2, 3))).as_matrix()
@@ -86,11 +85,11 @@ def sample_pair(family: str, rig: Rig, rng: np.random.Generator) -> Start:
         np.array([pose.palm for pose in poses]) / 1000, np.zeros((2, 3)), attractions,
         tuple(pose.wrap for pose in poses), draft.touches,
     )
-    return _most_comfortable([_turned(start, turn) for turn in _pair_rotations(rng)], rng)
+    return _most_comfortable([_rotated(start, rotation) for rotation in _pair_rotations(rng)], rng)
 
 
 def sample_single(hand: Hand, rig: Rig, rng: np.random.Generator) -> Start:
-    """A hand that is seen alone. The other one is a copy that nothing notices."""
+    """A random single hand. The other row of each array is a copy that takes no part in anything."""
     preset, looseness = str(rng.choice(PRESETS)), rng.uniform(0.4, 1.1)
     angles = sample_angles(rig, preset, looseness, rng)
     attractions: tuple[Attraction, ...] = ()
@@ -99,17 +98,16 @@ def sample_single(hand: Hand, rig: Rig, rng: np.random.Generator) -> Start:
         attractions = (Attraction((hand, hand), ("thumb_pad", f"{finger}_pad")),)
     elif rng.random() < 0.4:
         angles = blend_angles(rig, angles, sample_angles(rig, str(rng.choice(PRESETS)), looseness, rng), rng)
-    still = np.zeros((2, 3))
-    tries = []
-    for _ in range(_TURNS):
+    origin, candidates = np.zeros((2, 3)), []
+    for _ in range(_CANDIDATES):
         rotation = oriented(np.array([0.35, 0.7, 0.4]) + rng.normal(0, 0.5, 3), rng.normal(0, 1, 3))
-        tries.append(Start((hand,), np.stack([angles] * 2), np.stack([rotation] * 2), still, still, attractions,
-                           (0.0, 0.0), False))
-    return _most_comfortable(tries, rng)
+        candidates.append(Start((hand,), np.stack([angles] * 2), np.stack([rotation] * 2), origin, origin, attractions,
+                                (0.0, 0.0), False))
+    return _most_comfortable(candidates, rng)
 
 
 def oriented(fingers, back) -> np.ndarray:
-    """The rotation (3, 3) that turns a resting right hand's fingers and back to the given directions."""
+    """The rotation (3, 3) that takes a resting right hand's fingers and back to the given directions (3,)."""
     fingers = np.asarray(fingers, dtype=float)
     fingers = fingers / np.linalg.norm(fingers)
     back = np.asarray(back, dtype=float)
@@ -119,20 +117,20 @@ def oriented(fingers, back) -> np.ndarray:
 
 
 def _pair_rotations(rng: np.random.Generator) -> np.ndarray:
-    """Ways to turn a pair as a whole (_TURNS, 3, 3), in the person frame: people rather turn hands over than twist."""
-    angles = np.clip(rng.normal(0, 1, (_TURNS, 3)), -2, 2) * np.radians([30, 38, 28])
+    """Candidate rotations (_CANDIDATES, 3, 3) of a pair as a whole, person frame; about x it is rotated the most."""
+    angles = np.clip(rng.normal(0, 1, (_CANDIDATES, 3)), -2, 2) * np.radians([30, 38, 28])
     return Rotation.from_euler("yxz", angles).as_matrix()
 
 
-def _turned(start: Start, rotation: np.ndarray) -> Start:
-    """The pair turned about the origin of the person frame."""
+def _rotated(start: Start, rotation: np.ndarray) -> Start:
+    """The pair rotated about the origin of the person frame."""
     per_hand = np.stack([rotation, rotation * OWN_SIGNS[Hand.LEFT] * OWN_SIGNS[Hand.LEFT][:, None]])
     return start._replace(rotation_own=per_hand @ start.rotation_own,
                           palm_own=(per_hand @ start.palm_own[..., None])[..., 0])
 
 
 def _most_comfortable(starts: list[Start], rng: np.random.Generator) -> Start:
-    """The start that bends the wrists least, with its elbows."""
+    """The start that bends the wrists least, with sampled elbows."""
     strain = [wrist_strain(start.rotation_own, start.palm_own).sum() for start in starts]
     best = starts[int(np.argmin(strain))]
     return best._replace(elbow_own=sample_elbow(best.rotation_own, best.palm_own, rng))
@@ -150,9 +148,9 @@ def _apart(rng: np.random.Generator) -> _Draft:
 
 
 def _near(rng: np.random.Generator) -> _Draft:
-    """Close, one before the other or face to face, without touching."""
+    """Close to each other without touching."""
     names = ["flat", "relaxed", "fan", "fist", "cup", "victory", "three", "point", "claw"]
-    if rng.random() < 0.5:                                          # one behind the other
+    if rng.random() < 0.5:                                          # one behind the other, else palm to palm
         facing, gap = rng.choice([-1.0, 1.0]), rng.uniform(34, 75)
         poses = tuple(
             _Pose((rng.normal(0.35, 0.25), 0.85, 0.2), (rng.normal(0, 0.25), 0.1, facing),
@@ -206,7 +204,7 @@ def _finger_to_finger(rng: np.random.Generator) -> _Draft:
 
 
 def _counting(rng: np.random.Generator) -> _Draft:
-    """A fingertip on a fingertip of the open other hand, now and then bending it back."""
+    """Counting on the fingers: a fingertip on a fingertip of the open other hand, now and then bending it back."""
     finger, preset = str(rng.choice(("thumb", *_FINGERS))), str(rng.choice(["fan", "relaxed", "flat", "four"]))
     tool = str(rng.choice(["index", "index", "thumb", "middle"]))
     counter = _Pose((0.85, 0.15, 0.3), (-0.3, 0.75, 0.4), (-95, 30, 10), "point" if tool == "index" else "relaxed", 0.6)
@@ -216,7 +214,7 @@ def _counting(rng: np.random.Generator) -> _Draft:
 
 
 def _pinching(rng: np.random.Generator) -> _Draft:
-    """Thumb and index finger of one hand hold a finger or the edge of the other."""
+    """Thumb and index finger of one hand pinch a finger of the other."""
     pincher = _Pose((0.85, -0.05, 0.4), (-0.3, 0.8, 0.3), (-85, 30, 0), "pinch", 0.4)
     finger = str(rng.choice(("thumb", *_FINGERS)))
     part = str(rng.choice(["root", "middle", "pad"]))
@@ -238,7 +236,7 @@ def _pointing(rng: np.random.Generator) -> _Draft:
 
 
 def _hooked(rng: np.random.Generator) -> _Draft:
-    """Bent fingers hold on to bent fingers, one palm towards the chest and the other away from it."""
+    """Bent fingers hooked into each other, one palm towards the chest and the other away from it."""
     names = [("index",), ("pinky",), _FINGERS, _FINGERS[:3]][int(rng.integers(4))]
     preset = {1: "grip", 3: "hook", 4: "hook"}[len(names)] if names != ("index",) else "grip"
     reach = rng.uniform(58, 68)
@@ -268,14 +266,14 @@ def _palm_to_palm(rng: np.random.Generator) -> _Draft:
 
 
 def _interlaced(rng: np.random.Generator) -> _Draft:
-    """Fingers pass between fingers: each hand is shifted by half a finger's breadth along the knuckles.
+    """Interlaced fingers: each hand is shifted by half a finger's breadth along the knuckles.
 
     The fingers of both hands cross in the plane x = 0, `crossing` millimetres from the knuckles.
     """
     preset, bend, tilt, crossing = [("laced", 10, 42, 48), ("half_folded", 28, 28, 40), ("folded", 46, 12, 33)][
         int(rng.integers(3))]                                       # from straight fingers to folded hands
     crossing = crossing + rng.normal(0, 2)
-    tilt, bend = np.radians([tilt + rng.normal(0, 3), bend])        # of the hand, and of the first joints
+    tilt, bend = np.radians([tilt + rng.normal(0, 3), bend])        # of the hand, of the first joints
     up = np.array([0.0, np.cos(0.9), np.sin(0.9)])
     across = np.array([1.0, 0.0, 0.0])
     fingers, back = np.sin(tilt) * across + np.cos(tilt) * up, np.sin(tilt) * up - np.cos(tilt) * across
@@ -288,7 +286,7 @@ def _interlaced(rng: np.random.Generator) -> _Draft:
 
 
 def _clasped(rng: np.random.Generator) -> _Draft:
-    """Palm in palm, each hand's fingers round the edge of the other."""
+    """Palm in palm, each hand's fingers around the edge of the other."""
     angle = np.radians(rng.uniform(25, 50))
     across = np.array([0.0, np.sin(angle), np.cos(angle)])
     along = np.array([0.0, np.cos(angle), -np.sin(angle)])
@@ -315,18 +313,18 @@ def _fist_in_palm(rng: np.random.Generator) -> _Draft:
 
 
 def _on_the_back(rng: np.random.Generator) -> _Draft:
-    """A hand lies on the back of the other."""
+    """A palm on the back of the other hand."""
     below = _Pose((0.65, 0.25, 0.7), (-0.2, 0.9, 0.3), (-10, -8, 0),
                   str(rng.choice(["flat", "relaxed", "cup", "fist"])), 0.6)
-    turn = np.array([0.7, 0.25, rng.uniform(0.2, 0.9)])
-    above = _Pose(turn, (-0.2, 0.9, 0.3), (-10, 20, 4), str(rng.choice(["lid", "lid", "fan"])), 0.4,
+    fingers = np.array([0.7, 0.25, rng.uniform(0.2, 0.9)])
+    above = _Pose(fingers, (-0.2, 0.9, 0.3), (-10, 20, 4), str(rng.choice(["lid", "lid", "fan"])), 0.4,
                   float(rng.choice([0.0, 0.2])))
     place = str(rng.choice(["back", "middle_root_back"]))
     return _Draft((below, above), (((0, place), (1, "palm"), 0), ((0, "back"), (1, "palm"), 8)))
 
 
 def _holding(rng: np.random.Generator) -> _Draft:
-    """A hand round the other hand, its wrist or one of its fingers."""
+    """A hand around the other hand, its wrist or one of its fingers."""
     anchor = str(rng.choice(["back", "middle_root_back", "pinky_side", "wrist", "finger"]))
     held = str(rng.choice(["fist", "grip", "relaxed", "cup", "flat", "thumb_up"]))
     inner = _Pose((0.55, 0.3, 0.75), (-0.65, 0.65, 0.3), (-8, 0, 0), held, 0.5)

@@ -1,47 +1,49 @@
-"""How two posed hands touch and pass through each other and themselves, measured on their meshes.
+"""Contact, penetration and self-penetration of posed hands, measured on their meshes.
 
-Legend: V vertices of a hand · F faces · Q query points. Metres; reports in millimetres.
+Legend: V vertices of a hand · F faces · Q query points. Metres; results in millimetres.
 """
 
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from scipy.spatial import cKDTree
 
+from common.geometry import vertex_normals
 from common.hands import NUM_MODEL_JOINTS, Hand
-from data.synthetic.pose.body import vertex_normals, wrist_loop
 from data.synthetic.pose.kinematics import ARE_APART
+from data.synthetic.surface import boundary_loop
 
 _TOUCHING = 0.002           # metres: nearer than this is contact
-_DOUBTFUL = 0.001           # metres above the nearest vertex's tangent plane
+_DOUBTFUL = 0.001           # metres above the nearest vertex's tangent plane: farther out is outside for certain
 _NEAREST_FEW = 40           # vertices among which the gap is found: those nearest to a vertex of the other hand
 _REACH = 0.03               # metres: no vertex of a hand lies deeper in another
-_STEEP = 0.004              # metres from the nearest vertex of other flesh: farther, it must face what it covers
+_STEEP = 0.004              # metres beyond which the nearest vertex of another part must face the vertex it covers
 
 
 class Interaction(NamedTuple):
-    """Measured on the 778-vertex meshes, each closed with a lid at the wrist."""
+    """How two hands touch, measured on the 778-vertex meshes, each closed at the wrist."""
 
     is_contact: bool        # some vertex is inside the other hand, or nearer to it than 2 mm
     max_depth_mm: float     # of the deepest vertex below the other hand's surface
-    mean_depth_mm: float    # over the vertices that are inside; 0 without any
-    inside: int             # vertices of both hands that are inside the other
-    gap_mm: float           # from vertex to surface where the hands are nearest; 0 when they overlap
+    mean_depth_mm: float    # over the vertices inside the other hand; 0 if there are none
+    inside: int             # number of those vertices, both hands together
+    gap_mm: float           # smallest distance from a vertex to the other surface; 0 when the hands overlap
 
 
 def measure(vertices: np.ndarray, faces: np.ndarray) -> Interaction:
     """The interaction of two hands.  vertices: (2, 778, 3).  faces: (2, 1538, 3)."""
+    normals = vertex_normals(torch.from_numpy(vertices).float(), torch.from_numpy(faces)).numpy()
     depths, gap = [np.zeros(0)], np.inf
     for hand in Hand:
         points, other, other_faces = vertices[hand], vertices[hand.other], faces[hand.other]
         apart, nearest = cKDTree(other).query(points)
-        near = points[apart < _REACH]
-        if not len(near):
+        is_near = apart < _REACH
+        if not is_near.any():
             continue
-        # A point well outside is seen as outside from the nearest vertex; only the others are asked exactly.
-        normals = vertex_normals(other, other_faces)[nearest[apart < _REACH]]
-        is_doubtful = ((near - other[nearest[apart < _REACH]]) * normals).sum(axis=1) < _DOUBTFUL
-        doubtful = near[is_doubtful]
+        # The exact test is for the vertices that the tangent plane at the nearest vertex does not put outside.
+        near, nearest = points[is_near], nearest[is_near]
+        doubtful = near[((near - other[nearest]) * normals[hand.other][nearest]).sum(axis=1) < _DOUBTFUL]
         inside = doubtful[winding_number(doubtful, *closed_at_wrist(other, other_faces)) > 0.5]
         depths.append(surface_distance(inside, other, other_faces))
         nearest_few = points[np.argsort(apart)[:_NEAREST_FEW]]
@@ -55,14 +57,14 @@ def measure(vertices: np.ndarray, faces: np.ndarray) -> Interaction:
 
 
 def own_depth_mm(vertices: np.ndarray, faces: np.ndarray, bone_of: np.ndarray) -> float:
-    """How deep a hand passes through itself: the deepest vertex of a finger below another finger or the palm.
+    """Self-penetration: depth of the deepest vertex of a finger below the surface of another finger or the palm.
 
-    vertices: (778, 3).  faces: (1538, 3).  bone_of: (778,) the bone that each vertex follows, in MODEL16 order.
-    Creases, where the skin of one finger meets itself, do not count, nor does the root of a finger in the palm, nor
-    the web where the skin of two fingers joins: there a vertex's normal belongs to both.
+    vertices: (778, 3).  faces: (1538, 3).  bone_of: (778,) bone that each vertex follows, in MODEL16 order.
+    Creases within one finger do not count, nor does the root of a finger in the palm, nor the web where two fingers
+    join: there a vertex's normal belongs to both.
     """
-    normals, deepest = vertex_normals(vertices, faces), 0.0
-    closed = closed_at_wrist(vertices, faces)
+    normals = vertex_normals(torch.from_numpy(vertices).float()[None], torch.from_numpy(faces)[None])[0].numpy()
+    closed, deepest = closed_at_wrist(vertices, faces), 0.0
     face_bone = bone_of[faces[:, 0]]
     for bone in range(1, NUM_MODEL_JOINTS):
         is_other = ARE_APART[bone]
@@ -70,9 +72,9 @@ def own_depth_mm(vertices: np.ndarray, faces: np.ndarray, bone_of: np.ndarray) -
         own, others = np.setdiff1d(np.flatnonzero(bone_of == bone), joins), np.flatnonzero(is_other[bone_of])
         distance, nearest = cKDTree(vertices[others]).query(vertices[own])
         height = ((vertices[own] - vertices[others[nearest]]) * normals[others[nearest]]).sum(axis=1)
-        # The nearest surface of what covers a vertex lies straight above it.
+        # The surface that covers a vertex is nearest straight above it.
         own = own[(distance < _REACH) & (height < np.where(distance < _STEEP, 0, -0.5 * distance))]
-        # Just outside its own skin a vertex is inside the closed mesh only where another part covers it.
+        # A point just outside the skin is inside the closed mesh only where another part covers it.
         covered = own[winding_number(vertices[own] + 2e-4 * normals[own], *closed) > 0.5]
         if len(covered):
             depth = surface_distance(vertices[covered], vertices, faces[is_other[face_bone]])
@@ -81,14 +83,14 @@ def own_depth_mm(vertices: np.ndarray, faces: np.ndarray, bone_of: np.ndarray) -
 
 
 def closed_at_wrist(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The mesh with a lid of triangles over its wrist."""
-    loop = wrist_loop(faces)
+    """The mesh with its wrist closed by a fan of triangles around one more vertex."""
+    loop = boundary_loop(faces)
     lid = np.stack([loop, np.roll(loop, -1), np.full(len(loop), len(vertices))], axis=1)
     return np.concatenate([vertices, vertices[loop].mean(axis=0, keepdims=True)]), np.concatenate([faces, lid])
 
 
 def winding_number(points: np.ndarray, vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """How often a closed mesh winds round points (Q, 3): 1 inside, 0 outside (van Oosterom and Strackee, 1983)."""
+    """Winding numbers (Q,) of a closed mesh around points (Q, 3): 1 inside, 0 outside (van Oosterom, Strackee 1983)."""
     total = np.zeros(len(points))
     for start in range(0, len(points), 64):
         to_vertices = vertices.T[:, None] - points[start: start + 64].T[..., None]  # (3, Q, V)
@@ -102,14 +104,14 @@ def winding_number(points: np.ndarray, vertices: np.ndarray, faces: np.ndarray) 
 
 
 def surface_distance(points: np.ndarray, vertices: np.ndarray, faces: np.ndarray, nearest: int = 24) -> np.ndarray:
-    """Distance (Q,) from points to the nearest triangle, among those with the `nearest` closest centres."""
+    """Distances (Q,) from points to the nearest of the triangles with the `nearest` closest centres."""
     corners = vertices[faces]
     _, candidates = cKDTree(corners.mean(axis=1)).query(points, k=nearest)          # (Q, nearest)
     return _triangle_distance(points[:, None], corners[candidates]).min(axis=1)
 
 
 def _triangle_distance(point: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    """Distances of points (..., 3) to triangles (..., 3, 3): to the plane if they project inside, else to an edge."""
+    """Distances (...) from points (..., 3) to triangles (..., 3, 3), at the plane or else at the nearest edge."""
     a, b, c = np.moveaxis(corners, -2, 0)
     normal = np.cross(b - a, c - a)
     square = np.maximum((normal**2).sum(-1), 1e-24)

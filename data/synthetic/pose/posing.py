@@ -1,4 +1,4 @@
-"""The hands of many time steps: drawn, brought together and placed in front of the person.
+"""Poses of many time steps at once: sampled, brought into contact and centred in front of the person.
 
 Legend: B time steps · 2 the hand axis · 778 vertices · 16 joints. Metres.
 """
@@ -13,23 +13,24 @@ from torch import Tensor
 from common.hands import MODEL16, Hand
 from common.mano.model import HandModel, ManoLayer
 from common.types import map_tensors
+from data.synthetic.pose.arm import forearm_direction
 from data.synthetic.pose.articulation import Rig, load_rig
-from data.synthetic.pose.body import OWN_SIGNS, Surface, forearm_direction, hand_surface
 from data.synthetic.pose.contact import Settled, Solver, Task, build_solver, mend, model_rotations, settle
 from data.synthetic.pose.families import FAMILY_SHARES, Start, sample_pair, sample_single
 from data.synthetic.pose.interaction import Interaction, measure
-from data.synthetic.pose.kinematics import HandPoses
+from data.synthetic.pose.kinematics import OWN_SIGNS, HandPoses
+from data.synthetic.surface import Surface, hand_surface
 
-_TO_MEND = (0.0024, 0.0030) # metres of overlap beyond which hands are worked on for longer, and for longer still
-_MAX_DEPTH = 0.0030         # beyond which they are tried again
-_TRIES = 5                  # of which the least overlap is kept
-_BLOCK = 8                  # matrix products give the same numbers for batches of a multiple of this size
-_MAX_ATTRACTIONS = 5
+_TO_MEND = (0.0024, 0.0030) # metres of penetration beyond which pairs are mended once, and once more
+_MAX_DEPTH = 0.0030         # beyond which another start is sampled
+_TRIES = 5                  # of which the one with the least penetration is kept
+_BLOCK = 8                  # matrix products round alike for all batches of a multiple of this size
+_MAX_ATTRACTIONS = 5        # of a family
 Batch = TypeVar("Batch")
 
 
 class HandSet(NamedTuple):
-    """The hand model with all that is worked out from it once."""
+    """The hand model and everything that posing precomputes from it."""
 
     model: HandModel
     layer: ManoLayer
@@ -46,7 +47,7 @@ class Step(NamedTuple):
     """One time step in the person frame."""
 
     present: tuple[Hand, ...]
-    rotations: np.ndarray               # (2, 16, 3, 3)  full local rotations; the first is the hand's orientation
+    rotations: np.ndarray               # (2, 16, 3, 3)  local rotations, mean pose included; the first is the hand's
     wrist: np.ndarray                   # (2, 3)
     vertices: np.ndarray                # (2, 778, 3)
     angles: np.ndarray                  # (2, 15, 3)     about the rig's axes
@@ -54,7 +55,7 @@ class Step(NamedTuple):
     forearm_own: np.ndarray             # (2, 3)
 
     def interaction(self, model: HandModel) -> Interaction | None:
-        """How the hands meet, of steps that show both."""
+        """Contact and penetration of the two hands; None for one hand."""
         if len(self.present) < 2:
             return None
         return measure(self.vertices.astype(np.float64), model.faces.numpy())
@@ -67,10 +68,10 @@ def build_hand_set(model: HandModel) -> HandSet:
 
 
 def pose_steps(kinds: list[str], shapes: np.ndarray, rngs: list[np.random.Generator], solver: Solver) -> list[Step]:
-    """One time step for each kind: a family of two hands, or "right" or "left".
+    """One time step for each kind: a family of two hands, "right" or "left".
 
-    shapes: (B, 10). Each step depends on its own kind, shape and generator alone. Steps whose hands pass through
-    each other or themselves are tried again. The work is done where `solver` is.
+    shapes: (B, 10). Each step depends on its own kind, shape and generator alone; poses that penetrate too deeply are
+    resampled. Runs on the solver's device.
     """
     best: dict[int, Step] = {}
     depth = np.full(len(kinds), np.inf)
@@ -92,10 +93,9 @@ def _sample(kind: str, rng: np.random.Generator) -> Start:
 
 
 def _settled(starts: list[Start], shapes: np.ndarray, solver: Solver) -> tuple[list[Step], np.ndarray]:
-    """The steps that come of `starts`, and how deep their hands pass through each other (B,), metres."""
+    """The settled steps, and how deep their hands penetrate each other or themselves (B,), metres."""
     task, rows = _task(starts, shapes, solver), torch.arange(len(starts))
-    settled = settle(_taken(task, _whole_blocks(rows)), solver)
-    settled = _taken(settled, rows)
+    settled = _rows(settle(_rows(task, _padded_to_blocks(rows)), solver), rows)
     for limit in _TO_MEND:
         poor = torch.nonzero(settled.depth > limit)[:, 0]
         if len(poor):
@@ -104,19 +104,19 @@ def _settled(starts: list[Start], shapes: np.ndarray, solver: Solver) -> tuple[l
 
 
 def _mended(task: Task, settled: Settled, poor: Tensor, solver: Solver) -> Settled:
-    """`settled` with the rows `poor` worked on for longer, where that helped."""
-    some = _whole_blocks(poor)
-    mended = _taken(mend(_taken(task, some), _taken(settled, some), solver), torch.arange(len(poor)))
+    """`settled` with those rows of `poor` mended whose penetration becomes less."""
+    padded = _padded_to_blocks(poor)
+    mended = _rows(mend(_rows(task, padded), _rows(settled, padded), solver), torch.arange(len(poor)))
     is_better = mended.depth < settled.depth[poor]
     return map_tensors(lambda old, new: old.index_copy(0, poor[is_better], new[is_better]), settled, mended)
 
 
-def _whole_blocks(rows: Tensor) -> Tensor:
-    """Rows, repeated until they fill blocks."""
+def _padded_to_blocks(rows: Tensor) -> Tensor:
+    """Row indices, repeated up to a multiple of _BLOCK."""
     return torch.from_numpy(np.resize(rows.cpu().numpy(), -(-len(rows) // _BLOCK) * _BLOCK)).to(rows.device)
 
 
-def _taken(batch: Batch, rows: Tensor) -> Batch:
+def _rows(batch: Batch, rows: Tensor) -> Batch:
     return map_tensors(lambda part: part[rows], batch)
 
 
@@ -131,10 +131,10 @@ def _task(starts: list[Start], shapes: np.ndarray, solver: Solver) -> Task:
     rows = np.zeros((len(starts), _MAX_ATTRACTIONS, 2), np.int64)
     gap, pull = np.zeros((2, len(starts), _MAX_ATTRACTIONS))
     for b, start in enumerate(starts):
-        for k, wish in enumerate(start.attractions):
+        for k, attraction in enumerate(start.attractions):
             rows[b, k] = [proxies.anchors[name] + len(proxies.anchors) * hand
-                          for hand, name in zip(wish.hands, wish.names, strict=True)]
-            gap[b, k], pull[b, k] = wish.gap, 1.0
+                          for hand, name in zip(attraction.hands, attraction.names, strict=True)]
+            gap[b, k], pull[b, k] = attraction.gap, 1.0
 
     def tensor(array: np.ndarray) -> Tensor:
         dtype = torch.float32 if array.dtype.kind == "f" else None
@@ -149,7 +149,7 @@ def _task(starts: list[Start], shapes: np.ndarray, solver: Solver) -> Task:
 
 
 def _affine(part: tuple[Tensor, Tensor], shapes: np.ndarray) -> np.ndarray:
-    """What depends on the shape, (B, ...), float64.  shapes: (B, 10)."""
+    """Mean plus change for each of `shapes` (B, 10): (B, ...) float64."""
     mean, change = (tensor.cpu().double().numpy() for tensor in part)
     return mean + np.einsum("...k,bk->b...", change, shapes)
 
@@ -165,21 +165,21 @@ def _steps(starts: list[Start], settled: Settled, solver: Solver) -> list[Step]:
 
 
 def rest_wrists(hands: HandSet, shape: np.ndarray) -> np.ndarray:
-    """The wrists (2, 3) about which the hands of `shape` turn, in the model's own frame."""
+    """Wrists (2, 3) of hands of `shape` (10,) at rest, in the model's frame: the centres of their global rotation."""
     model = hands.model
     shaped = model.template.double() + model.shapedirs.double() @ torch.from_numpy(shape)
     return (model.regressor.double()[:, :1] @ shaped)[:, MODEL16.index("wrist")].numpy()
 
 
 def _recentered(step: Step, rng: np.random.Generator) -> Step:
-    """The hands that are seen with their middle near the origin, where the cameras look."""
+    """The step translated so that the centre of the present hands is near the origin, where cameras aim."""
     seen = step.vertices[list(step.present)]
     shift = rng.normal(0, 0.012, 3) - (seen.min(axis=(0, 1)) + seen.max(axis=(0, 1))) / 2
     return step._replace(wrist=step.wrist + shift, vertices=(step.vertices + shift).astype(np.float32))
 
 
 def stored_pose(step: Step, hand: Hand, model: HandModel, world_from_person: np.ndarray) -> np.ndarray:
-    """Axis-angle (48,) as annotations store it: the root in the world, fingers without the model's mean pose."""
+    """MANO pose (48,), axis-angle: global rotation in the world frame, finger rotations minus the mean pose."""
     rotations = step.rotations[hand].copy()
     rotations[0] = world_from_person @ rotations[0]
     pose = Rotation.from_matrix(rotations).as_rotvec().reshape(-1)

@@ -1,4 +1,4 @@
-"""What the solver knows of a hand: spheres that fill it and named points of its skin, for every shape at once.
+"""Collision proxies of a hand: spheres that fill it and anchors, named vertices of its skin, linear in the shape.
 
 Legend: B pairs · S spheres of a hand · A anchors · 10 shape coordinates · 16 joints. Rest frame of a right hand,
 metres.
@@ -16,20 +16,20 @@ from common.mano.model import HandModel
 from data.synthetic.pose.articulation import FINGERS, Rig, rest_joints, shaped_template
 
 _CLOSING = ("index2", "index3", "middle2", "middle3", "ring2", "ring3", "pinky2", "pinky3", "thumb3")
-_SKIN_OF_A_SPHERE = 24      # vertices that carry a sphere along when the shape changes
+_SPHERE_VERTICES = 24       # nearest vertices, whose mean displacement moves a sphere when the shape changes
 
 
 class Proxies(NamedTuple):
-    """A hand model as spheres and anchors. What depends on the shape is (mean, change for each coordinate)."""
+    """Spheres and anchors of a hand model. Shape-dependent values are (mean, change per shape coordinate)."""
 
     joints: tuple[Tensor, Tensor]       # (16, 3), (16, 3, 10)
     center: tuple[Tensor, Tensor]       # (S, 3), (S, 3, 10)
     radius: tuple[Tensor, Tensor]       # (S,), (S, 10)
-    bone: Tensor                        # (S,)          the joint each sphere moves with
-    may_meet: Tensor                    # (S, S) bool   spheres of one hand that do not always overlap
-    rest_gap: Tensor                    # (S, S)        distance of two spheres at rest, in the mean shape
-    closing: Tensor                     # (C,)          spheres that close round the other hand
-    anchors: dict[str, int]             # name: row of the next three
+    bone: Tensor                        # (S,)          bone that each sphere is attached to
+    may_collide: Tensor                 # (S, S) bool   spheres of one hand that do not always overlap
+    rest_distance: Tensor               # (S, S)        between centres, at rest in the mean shape
+    closing: Tensor                     # (C,)          spheres that close around the other hand
+    anchors: dict[str, int]             # name: index into the next three
     anchor_bone: Tensor                 # (A,)
     anchor_vertex: Tensor               # (A,)
     anchor: tuple[Tensor, Tensor]       # (A, 3), (A, 3, 10)
@@ -43,7 +43,7 @@ class Proxies(NamedTuple):
 
 
 class ShapedProxies(NamedTuple):
-    """The proxies of the hands of a batch, both hands of a pair alike."""
+    """The proxies of pairs; both hands of a pair have one shape."""
 
     joints: Tensor              # (B, 16, 3)
     center: Tensor              # (B, S, 3)
@@ -52,13 +52,13 @@ class ShapedProxies(NamedTuple):
 
 
 def build_proxies(model: HandModel, rig: Rig) -> Proxies:
-    """Spheres as large as fit under the skin, along the bones."""
+    """The largest spheres along the bones that fit under the skin, and the anchors."""
     mean = np.zeros(NUM_SHAPE)
     joints, vertices = rest_joints(model, mean), shaped_template(model, mean)
     directions = model.shapedirs[Hand.RIGHT].double()                               # (778, 3, 10)
     bone, center = _sphere_seeds(joints, vertices[list(TIP_VERTICES)])
     center, radius = _grow(center, vertices)
-    _, skin = cKDTree(vertices.numpy()).query(center.numpy(), k=_SKIN_OF_A_SPHERE)
+    _, skin = cKDTree(vertices.numpy()).query(center.numpy(), k=_SPHERE_VERTICES)
     center_change = directions[skin].mean(dim=1)                                    # (S, 3, 10)
     outward = torch.nn.functional.normalize(vertices[skin] - center[:, None], dim=-1)
     radius_change = (outward[..., None] * (directions[skin] - center_change[:, None])).sum(dim=2).mean(dim=1)
@@ -83,14 +83,14 @@ def build_proxies(model: HandModel, rig: Rig) -> Proxies:
 def shaped(proxies: Proxies, shape: Tensor) -> ShapedProxies:
     """The proxies of hands of `shape` (B, 10)."""
     def of_shape(part: tuple[Tensor, Tensor]) -> Tensor:
-        # A sum instead of a matrix product: every pair comes out the same in every batch.
+        # A sum instead of a matrix product: each pair rounds alike in every batch.
         mean, change = part
         return mean + sum(change[..., k] * shape[:, k].view(-1, *(1,) * mean.dim()) for k in range(NUM_SHAPE))
     return ShapedProxies(*map(of_shape, (proxies.joints, proxies.center, proxies.radius, proxies.anchor)))
 
 
 def _sphere_seeds(joints: Tensor, tips: Tensor) -> tuple[Tensor, Tensor]:
-    """Points along the bones, before they are moved to the middle of the flesh."""
+    """Bones (S,) and initial centres (S, 3) of the spheres, along the bones.  joints: (16, 3).  tips: (5, 3)."""
     seeds = []
     for finger, tip in zip(FINGERS, tips, strict=True):
         rows = [MODEL16.index(f"{finger}{k}") for k in (1, 2, 3)]
@@ -104,19 +104,19 @@ def _sphere_seeds(joints: Tensor, tips: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _grow(center: Tensor, vertices: Tensor) -> tuple[Tensor, Tensor]:
-    """Move each centre a little to where the largest sphere fits: centres (S, 3) and radii (S,)."""
+    """Centres (S, 3) moved by pattern search to where the sphere is largest, and radii (S,)."""
     tree = cKDTree(vertices.numpy())
     steps = torch.tensor([[0.0, 0.0, 0.0], *np.concatenate([np.eye(3), -np.eye(3)]).tolist()], dtype=torch.float64)
     for length in (0.003, 0.002, 0.001, 0.0005):
         tries = center[:, None] + length * steps                                    # (S, 7, 3)
         room = torch.from_numpy(tree.query(tries.numpy())[0])
         center = tries[torch.arange(len(center)), room.argmax(dim=1)]
-    # The nearest vertex is farther than the skin between vertices.
+    # The skin between vertices is nearer than the nearest vertex.
     return center, torch.from_numpy(tree.query(center.numpy())[0]) * 0.97
 
 
 def _anchors(rig: Rig, joints: Tensor, vertices: Tensor) -> dict[str, tuple[int, int]]:
-    """Named points of the skin: the bone that each moves with and its vertex."""
+    """Bone and vertex of each anchor, {name: (bone, vertex)}."""
     back, thumb_side = torch.tensor([0.0, 1.0, 0.0]).double(), torch.tensor([0.0, 0.0, 1.0]).double()
     place = {name: joints[MODEL16.index(name)] for name in MODEL16.names}
     middle = torch.lerp(place["wrist"], place["middle1"], 0.6)
@@ -140,7 +140,7 @@ def _anchors(rig: Rig, joints: Tensor, vertices: Tensor) -> dict[str, tuple[int,
 
 
 def _skin_vertex(vertices: Tensor, inside: Tensor, direction: Tensor) -> int:
-    """The vertex that a ray from `inside` along `direction` passes closest to."""
+    """The vertex nearest to the ray from `inside` (3,) along `direction` (3,)."""
     offset = vertices - inside
     along = offset @ direction
     across = (offset - along[:, None] * direction).norm(dim=-1)

@@ -16,7 +16,7 @@ from common.mano.load import load_hand_model
 from data.synthetic.batches import PoseBank, RenderedBatches, settled_bank
 from data.synthetic.on_disk.plan import Settings
 from data.synthetic.picture.render import STAGES, load_assets
-from data.synthetic.pose.body import hand_surface
+from data.synthetic.surface import hand_surface
 from main.engine.processes.launch import choose_devices
 
 _FEWEST_POSES = 4           # a set has three splits

@@ -1,11 +1,11 @@
-"""Parts of `tool/dev/build_hand.py`, in the order in which they are used.
+"""Stages of `tool/dev/build_hand.py`, in the order in which they run.
 
 skeleton     joints, axes, limits, relaxed pose
-anatomy      the table of measures → the flesh: a smooth union of tubes (`field`)
+anatomy      tables of measures → the flesh: a smooth union of tubes (`field`)
 surface      the flesh → a dense mesh
-remesh, fit  the dense mesh → 778 vertices whose subdivided surface is the flesh
-rig, shapes, correctives   skinning weights, joint regressor, shape and pose displacements
-complexion   nails, creases, knuckles, veins on the subdivided surface
+remesh, fit  the dense mesh → 778 vertices whose subdivision surface is the flesh
+rig, shapes, correctives   skinning weights and joint regressor, shape and pose blend shapes
+complexion   nails, creases, knuckles and veins on the subdivision surface
 
-The builder works in millimetres; `build_hand.build` converts to metres.
+Lengths are in millimetres; `build_hand.build` converts to metres.
 """

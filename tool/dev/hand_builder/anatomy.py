@@ -1,4 +1,4 @@
-"""The anatomy table: what the tubes of the hand measure, in millimetres."""
+"""The flesh of the hand from tables of measures. Millimetres, rest frame of `skeleton.py`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tool.dev.hand_builder.skeleton import (
 UP = np.array([0.0, 1.0, 0.0])
 
 # Sections along an index finger: (bone, fraction of the bone), half width, above, below.
-# Bone 0 runs from the palm to the knuckle.  Widths swell at the joints, depths at the pads between them.
+# Bone 0 runs from the palm to the knuckle. Widths swell at the joints, depths at the pads between them.
 FINGER_SECTIONS = (
     (0, 0.0, 8.0, 6.5, 9.5),
     (0, 1.0, 10.4, 11.4, 12.0),
@@ -36,8 +36,8 @@ FINGER_SECTIONS = (
 )
 FINGER_CAP = 0.4  # of the last bone: the rounded end
 FINGER_GIRTH = {"index": 1.0, "middle": 1.02, "ring": 0.95, "pinky": 0.82}
-TIP_LIFT = 0.3  # the fingertip vertex stands this far outside the subdivided surface it controls
-FINGER_ROOT = 16.0  # how far the finger's tube reaches into the palm behind the knuckle
+TIP_LIFT = 0.3  # of the fingertip vertex above the subdivision surface that it controls
+FINGER_ROOT = 16.0  # length of the finger's tube in the palm, behind the knuckle
 
 # Bone 0 runs from the carpal joint to the knuckle.
 THUMB_SECTIONS = (
@@ -56,7 +56,7 @@ THUMB_SECTIONS = (
 THUMB_CAP = 0.4
 
 # Palm tubes: spine points (x, y, z), sections (station, half width, above, below), end caps, blend, squareness.
-# All move with the wrist.  Later tubes melt into earlier ones.
+# All move with the wrist. Later tubes blend into earlier ones.
 PALM_TUBES = {
     "forearm": (
         ((135, -1, 0), (100, -1, 0), (80, -1, 0), (55, 0, -2)),
@@ -96,7 +96,7 @@ PALM_TUBES = {
     ),
 }
 
-# The pads under the knuckles: place and section.  They move with the fingers, or they would stand out of a fist.
+# The pads under the knuckles: position and section. They move with the fingers, or they would stick out of a fist.
 DISTAL_PADS = {
     "index": ((-2, -6, 24), (10, 5, 7.5)),
     "middle": ((-4, -5, 2), (11, 5, 8.0)),
@@ -104,7 +104,7 @@ DISTAL_PADS = {
     "pinky": ((12, -9, -35), (10, 5, 7)),
 }
 
-# Skin between neighbouring fingers: how far along the first bones it stands; half width, above, below.
+# Webs between neighbouring fingers: fraction of the first bones that they reach to; half width, above, below.
 WEBS = {("index", "middle"): 0.28, ("middle", "ring"): 0.27, ("ring", "pinky"): 0.22}
 WEB_SECTION = (8.0, 5.5, 4.5)
 WEB_DROP = 4.5  # mm below the bones: when a fist closes, the webs fold under the knuckles
@@ -118,7 +118,7 @@ THUMB_WEBS = (
 
 
 def build_flesh() -> Flesh:
-    """The hand of the table at rest."""
+    """The hand at rest."""
     joints, tips = rest_joints()
     palm = [
         make_tube(name, spine, [0] * len(spine), UP, sections, caps, blend, square)
@@ -130,7 +130,7 @@ def build_flesh() -> Flesh:
 
 
 def _finger(name: str, joints: np.ndarray, tips: np.ndarray) -> Tube:
-    """One finger from inside the palm (the thumb: from its carpal joint) to where the tip's rounding starts."""
+    """One finger, from inside the palm (the thumb: from its carpal joint) to the start of the rounded tip."""
     own = finger_joints(name)
     indices, chain = np.arange(16)[own], joints[own]
     dorsal = joint_axes()[indices - 1, 1]
@@ -179,7 +179,7 @@ def _thenar(joints: np.ndarray) -> Tube:
 
 
 def _thumb_web(fraction: float, inner: tuple[float, float], section: tuple, joints: np.ndarray) -> Tube:
-    """A sheet of flesh from a place on the thumb's first bone to the palm."""
+    """A sheet of flesh from a point on the thumb's first bone to the palm."""
     base, knuckle, _ = joints[finger_joints("thumb")]
     thumb = finger_joints("thumb").start
     start = base + fraction * (knuckle - base) - 2.0 * joint_axes()[thumb - 1, 1]

@@ -1,10 +1,11 @@
-"""Where the skin looks different: channels of colour, and relief.
+"""Skin channels for colour, and relief.
 
-Nails with their pale roots (moons) and edges, creases, knuckles, the palm side, reddish tips, pads (cushions that
-blood fills differently), veins and tendons.  Channels and relief live on the vertices of the twice subdivided surface
-at rest, 1 to 3 mm apart, so lines are drawn about that wide; the first 778 rows are those of the 778 vertices.  Palm
-and back are drawn as maps seen along y: (x, z).
-N points.  Millimetres.
+Nails with their lunulae (moons) and edges, creases, knuckles, the palm side, reddish tips, pads (cushions with more
+blood), veins and tendons. Channels and relief belong to the vertices of the subdivision surface at rest, 1 to 3 mm
+apart, so lines are about that wide; the first 778 rows are those of the control vertices. Palm and back are drawn as
+maps projected along y: (x, z).
+
+Legend: N points · K spine points. Millimetres.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from tool.dev.hand_builder.skeleton import FINGERS, finger_joints, rest_joints
 
 CHANNELS = ("nail", "moon", "nail edge", "crease", "knuckle", "palm", "tip", "pad", "vein", "tendon")
 
-# Polylines (x, z) in the palm with half width and depth of the line.
+# Polylines (x, z) in the palm, with half width and depth.
 PALM_LINES = {
     "heart": (((17, -46), (13, -35), (9, -21), (6, -7), (1, 4), (-7, 11)), 1.4, 0.5),
     "head": (((9, 33), (14, 22), (20, 8), (26, -6), (33, -20), (38, -28)), 1.4, 0.45),
@@ -28,7 +29,7 @@ PALM_LINES = {
     "upper wrist": (((95, -30), (96, 0), (95, 30)), 2.0, 0.15),
 }
 
-# Dorsal veins (x, z): they run from between the knuckles towards the wrist and join.
+# Dorsal veins (x, z): from between the knuckles they join towards the wrist.
 VEINS = (
     ((-2, 11), (16, 11), (34, 14), (52, 11), (74, 15), (108, 17)),
     ((2, -9), (20, -8), (36, -4), (52, 11)),
@@ -38,7 +39,7 @@ VEINS = (
 )
 TENDON_START = (76.0, 1.0)  # (x, z) from which the extensor tendons fan out to the knuckles
 
-# Where on its first bone (the thumb: its second) the crease lies that parts a finger from the palm.
+# Position of the crease between finger and palm, as a fraction of the first bone (the thumb: its second).
 BASE_CREASES = {"index": 0.58, "middle": 0.55, "ring": 0.56, "pinky": 0.5, "thumb": 0.29}
 # Creases at the joints: (spine point of the tube, fraction to the next), offsets of the parallel lines, depth.
 FINGER_CREASES = (((2, 0.0), (-1.3, 1.3), 0.5), ((3, 0.0), (0.0,), 0.5))
@@ -52,21 +53,21 @@ NAIL_START, NAIL_END, NAIL_WIDTH = 0.41, 0.94, 0.69  # fractions of the last bon
 PALM_PADS = (((52, 30), (22, 12)), ((52, -28), (26, 12)), ((-4, 20), (9, 10)), ((-6, 0), (9, 9)), ((0, -19), (9, 9)),
              ((10, -36), (9, 9)))
 
-DEEPEST = 0.6  # mm: where creases cross they do not add up
+DEEPEST = 0.6  # to which relief is clamped where creases cross
 
 
 class Finger(NamedTuple):
-    """Where points stand on one finger."""
+    """Coordinates of points on one finger."""
 
     own: np.ndarray  # (N,) 1 on this finger, 0 elsewhere
-    position: np.ndarray  # (N,) along the spine, mm
-    knots: np.ndarray  # (K,) positions of the spine points; the last is the tip
+    position: np.ndarray  # (N,) arc length along the spine
+    knots: np.ndarray  # (K,) of the spine points; the last is the tip
     around: np.ndarray  # (N,) angle from the nail side, 0 .. pi
     side: np.ndarray  # (N,) across, as a fraction of the half width
 
 
 def skin_channels(flesh: Flesh, points: np.ndarray, normals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Channels (N, 7) in 0..1 and relief (N,) in mm along the normal."""
+    """CHANNELS (N, 10) in 0 … 1 and relief (N,) along the normal."""
     paint = {name: np.zeros(len(points)) for name in CHANNELS}
     relief = np.zeros(len(points))
     fingers = _on_fingers(flesh, points)
@@ -103,23 +104,23 @@ def _on_fingers(flesh: Flesh, points: np.ndarray) -> dict[str, Finger]:
 
 
 def _ramp(x: np.ndarray, low: float, high: float) -> np.ndarray:
-    """0 at `low`, 1 at `high` (which may be smaller), smooth between."""
+    """Smoothstep: 0 at `low`, 1 at `high`, which may be smaller."""
     t = np.clip((x - low) / (high - low), 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def _line(distance: np.ndarray, half_width: float) -> np.ndarray:
-    """1 on a line, falling off over `half_width`."""
+    """A Gaussian of the distance: 1 on a line."""
     return np.exp(-((distance / half_width) ** 2))
 
 
 def _add(paint: dict[str, np.ndarray], channel: str, amount: np.ndarray) -> None:
-    """Lay `amount` over a channel; overlaps do not add up."""
+    """Draw `amount` into a channel, in place; overlaps do not add up."""
     paint[channel] = np.maximum(paint[channel], amount)
 
 
 def _palm_side(fingers: dict[str, Finger], points: np.ndarray, normals: np.ndarray) -> np.ndarray:
-    """1 on the palm side, 0 on the back, half faded on the forearm."""
+    """The palm channel (N,): 1 on the palm side, 0 on the back, about half on the forearm."""
     palm = _ramp(-normals[:, 1], -0.15, 0.55) * (1 - 0.55 * _ramp(points[:, 0], 84, 100))
     for finger in fingers.values():
         palm = palm * (1 - finger.own) + finger.own * _ramp(finger.around, 1.35, 2.1)
@@ -154,7 +155,7 @@ def _draw_wrinkles(paint: dict[str, np.ndarray], finger: Finger, wrinkles) -> np
 
 
 def _draw_nail(paint: dict[str, np.ndarray], finger: Finger) -> np.ndarray:
-    """The nail plate; its relief (N,): a plate with a groove round it and a free edge."""
+    """The nail; its relief (N,): a plate with a groove around it and a free edge."""
     bone = finger.knots[-1] - finger.knots[-2]
     past = (finger.position - finger.knots[-2]) / bone
     lengthwise = (past - (NAIL_START + NAIL_END) / 2) / ((NAIL_END - NAIL_START) / 2)
@@ -173,7 +174,7 @@ def _draw_nail(paint: dict[str, np.ndarray], finger: Finger) -> np.ndarray:
 
 
 def _blush(paint: dict[str, np.ndarray], finger: Finger, thumb: bool) -> None:
-    """Redder fingertips, and darker skin over the first knuckle."""
+    """Redder fingertips and pads, and darker skin over the thumb's first knuckle."""
     from_tip = finger.knots[-1] - finger.position
     _add(paint, "tip", finger.own * _ramp(from_tip, 20, 5) * (0.55 + 0.45 * _ramp(finger.around, 1.0, 2.2)))
     pads = np.maximum(_line(from_tip - 9, 9), 0.7 * _line(finger.position - finger.knots[1:-1].mean(), 8))
@@ -184,7 +185,7 @@ def _blush(paint: dict[str, np.ndarray], finger: Finger, thumb: bool) -> None:
 
 
 def _palm_pads(points: np.ndarray) -> np.ndarray:
-    """1 in the middle of the palm's cushions, 0 between them: (N,)."""
+    """Cushions of the palm (N,): 1 in the middle, 0 between them."""
     pads = [np.hypot(*((points[:, [0, 2]] - center) / size).T) for center, size in PALM_PADS]
     return _ramp(np.min(pads, axis=0), 1.2, 0.5)
 
@@ -218,7 +219,7 @@ def _draw_back(paint: dict[str, np.ndarray], points: np.ndarray, where: np.ndarr
 
 
 def _distance_to(line, points: np.ndarray) -> np.ndarray:
-    """Distance (N,) in the plane to a smooth curve through the corners of `line`."""
+    """Distance (N,) of points (N, 2) to the spline through the corners of `line`."""
     corners = np.array(line, dtype=np.float64)
     steps = np.arange(len(corners))
     if len(corners) > 2:

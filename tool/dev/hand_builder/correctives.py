@@ -1,34 +1,38 @@
-"""Pose correctives: offsets that keep bent joints from collapsing.
+"""Pose correctives (pose blend shapes): offsets that keep bent joints from collapsing.
 
-The flesh is bent bone by bone and stays round, because its tubes are solids; the skinned mesh is
-pulled onto it, and what that took is regressed on the pose features, joint by joint and locally.
-V vertices.  Millimetres.
+The flesh is bent bone by bone and keeps its volume, because its tubes are solids; the skinned mesh is projected onto
+it, and the offsets are regressed on the pose features, joint by joint and locally.
+
+Legend: V vertices · R vertices near a joint · S poses of a joint. Millimetres.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from tool.dev.hand_builder.field import Flesh, hand_field, move, project
-from tool.dev.hand_builder.skeleton import FINGERS, PARENTS, bone_transforms, joint_limits, turns
+from tool.dev.hand_builder.field import Flesh, hand_field, onto_level_set, posed_flesh
+from tool.dev.hand_builder.skeleton import FINGERS, PARENTS, bone_transforms, joint_limits, joint_rotations
 
-RIDGE = 0.02
-SWELLING = 0.25  # mm by which flesh squeezed out of the inner side of a bend swells round a right angle
+RIDGE = 0.02  # of the ridge regression
+SWELLING = 0.25  # mm by which flesh squeezed out of the inner side of a right-angled bend swells
 MOST_OFFSET = 6.0  # mm a corrective may move a vertex in a training pose
 
 
 def skin(joints: np.ndarray, vertices: np.ndarray, weights: np.ndarray, local: np.ndarray):
-    """Linear blend skinning: vertices (V, 3) and the per-vertex linear maps (V, 3, 3), rotations (16, 3, 3)."""
-    turned, placed = bone_transforms(joints, local)
-    maps = np.einsum("vj,jab->vab", weights, turned)
-    shifts = weights @ (placed - np.einsum("jab,jb->ja", turned, joints))
+    """Linear blend skinning: posed vertices (V, 3) and their linear maps (V, 3, 3).
+
+    joints: (16, 3).  weights: (V, 16).  local: (16, 3, 3) joint rotations.
+    """
+    rotations, positions = bone_transforms(joints, local)
+    maps = np.einsum("vj,jab->vab", weights, rotations)
+    shifts = weights @ (positions - np.einsum("jab,jb->ja", rotations, joints))
     return np.einsum("vab,vb->va", maps, vertices) + shifts, maps
 
 
 def pose_correctives(flesh: Flesh, joints: np.ndarray, vertices: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(V, 3, 135): offsets per entry of the flattened R_j - I, j = 1..15.
+    """Offsets (V, 3, 135) per entry of the flattened R_j − I, j = 1 … 15.
 
-    They are not smoothed over the mesh: that pushes skin through itself in the folds.
+    They are not smoothed over the mesh: that would push skin through itself in the folds.
     """
     correctives = np.zeros((len(vertices), 3, 15, 9))
     for joint in range(1, 16):
@@ -49,20 +53,20 @@ def _distal_weight(weights: np.ndarray, joint: int) -> np.ndarray:
 
 
 def _samples(flesh: Flesh, joints: np.ndarray, vertices: np.ndarray, weights: np.ndarray, joint: int, rows: np.ndarray):
-    """Pose features (S, 9) and rest-frame offsets (S, rows, 3) over the range of one joint."""
+    """Pose features (S, 9) and rest-frame offsets (S, R, 3) of the vertices `rows` (R,) over the range of one joint."""
     finger = FINGERS[(joint - 1) // 3]
     own = vertices[rows]
-    level = hand_field(flesh, own, [finger])  # the control vertices stand a little outside the surface
+    level = hand_field(flesh, own, [finger])  # the control vertices lie a little outside the surface
     features, offsets = [], []
     for angles in _angle_grid(joint):
         local = np.tile(np.eye(3), (16, 1, 1))
         pose = np.zeros((15, 3))
         pose[joint - 1] = angles
-        local[1:] = turns(pose)
-        bent = move(flesh, joints, *bone_transforms(joints, local))
+        local[1:] = joint_rotations(pose)
+        bent = posed_flesh(flesh, joints, *bone_transforms(joints, local))
         swollen = level + SWELLING * (1 - np.cos(angles[0]))
         skinned, maps = skin(joints, own, weights[rows], local)
-        target = project(lambda p: hand_field(bent, p, [finger]), skinned, swollen, rounds=3, reach=2.0)  # noqa: B023
+        target = onto_level_set(lambda p: hand_field(bent, p, [finger]), skinned, swollen, 3, reach=2.0)  # noqa: B023
         step = np.linalg.solve(maps, (target - skinned)[..., None])[..., 0]
         size = np.linalg.norm(step, axis=-1, keepdims=True)
         offsets.append(step * np.minimum(1, MOST_OFFSET / np.maximum(size, 1e-9)))
@@ -71,7 +75,7 @@ def _samples(flesh: Flesh, joints: np.ndarray, vertices: np.ndarray, weights: np
 
 
 def _angle_grid(joint: int) -> np.ndarray:
-    """Angles (S, 3) that cover the limits of a joint: flexion finely, spread coarsely."""
+    """Angles (S, 3) that cover the limits of a joint: flexion finely, spread and twist coarsely."""
     (f0, f1), (s0, s1), (t0, t1) = joint_limits()[joint - 1]
     spreads = (s0, 0.0, s1) if s1 - s0 > 0.2 else (0.0,)
     twists = (t0, 0.0, t1) if t1 - t0 > 0.4 else (0.0,)

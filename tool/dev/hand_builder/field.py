@@ -1,9 +1,9 @@
-"""The flesh of the built-in hand: a smooth union of tubes, each a spine with a changing oval section.
+"""The flesh of the built-in hand as an implicit surface: a smooth union of tubes with varying oval sections.
 
-Every spine point belongs to a bone and moves with it, so the same tubes describe the bent hand.
-Negative inside.  Millimetres, rest frame of `skeleton.py`.
+Every spine point belongs to a bone and moves with it, so the same tubes describe the bent hand. Fields are approximate
+signed distances, negative inside. Millimetres, rest frame of `skeleton.py`.
 
-Legend: N points in space · K spine points · M stations along a spine.
+Legend: N points in space · K spine points.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ FAR = 1e3
 
 
 class Tube(NamedTuple):
-    """A spine with an oval section.  Stations count spine points: 1.5 is midway between points 1 and 2."""
+    """A spine with an oval section. Stations count spine points: 1.5 is midway between points 1 and 2."""
 
     name: str
     spine: np.ndarray  # (K, 3)
-    owners: np.ndarray  # (K,) joint index each spine point moves with
-    dorsal: np.ndarray  # (K, 3) unit, the "up" of the section
+    owners: np.ndarray  # (K,) joint that each spine point moves with
+    dorsal: np.ndarray  # (K, 3) unit, up direction of the section
     section: PchipInterpolator  # station (N,) → half width, height above the spine, depth below it (N, 3)
-    caps: tuple[float, float]  # how far the rounded ends reach beyond the first and last point
-    blend: float  # radius over which it melts into the tubes before it
+    caps: tuple[float, float]  # lengths of the rounded ends beyond the first and last point
+    blend: float  # radius of the smooth union with the tubes before it
     square: float = 2.0  # exponent of the section: 2 is an ellipse, more is boxier
 
 
 def make_tube(name, spine, owners, dorsal, sections, caps, blend, square=2.0) -> Tube:
-    """A Tube from plain rows.  `sections` has rows (station, half width, above, below)."""
+    """A Tube from plain rows. `sections` has rows (station, half width, above, below)."""
     rows = np.array(sections, dtype=np.float64)
     spine, owners = np.array(spine, dtype=np.float64), np.array(owners)
     dorsal = np.broadcast_to(np.array(dorsal, dtype=np.float64), spine.shape)
@@ -41,24 +41,24 @@ def make_tube(name, spine, owners, dorsal, sections, caps, blend, square=2.0) ->
 
 
 class Foot(NamedTuple):
-    """Where points stand relative to a tube's spine."""
+    """Coordinates of points relative to a tube: feet of their perpendiculars on the spine, and offsets."""
 
-    station: np.ndarray  # (N,) along the spine, in spine points
+    station: np.ndarray  # (N,)
     side: np.ndarray  # (N,) across, positive along dorsal × tangent, the flexion axis
     rise: np.ndarray  # (N,) towards the dorsal side
     beyond: np.ndarray  # (N,) past the ends of the spine: negative before the first point, positive after the last
     section: np.ndarray  # (N, 3) half width, above, below at the station
 
 
-def posed(tube: Tube, joints: np.ndarray, turned: np.ndarray, placed: np.ndarray) -> Tube:
-    """The tube after moving the bones: rest joints, global rotations and posed joints as in `bone_transforms`."""
+def _posed(tube: Tube, joints: np.ndarray, rotations: np.ndarray, positions: np.ndarray) -> Tube:
+    """The tube after moving the bones, from rest `joints` to what `bone_transforms` gives."""
     own = tube.owners
-    spine = np.einsum("kij,kj->ki", turned[own], tube.spine - joints[own]) + placed[own]
-    return tube._replace(spine=spine, dorsal=np.einsum("kij,kj->ki", turned[own], tube.dorsal))
+    spine = np.einsum("kij,kj->ki", rotations[own], tube.spine - joints[own]) + positions[own]
+    return tube._replace(spine=spine, dorsal=np.einsum("kij,kj->ki", rotations[own], tube.dorsal))
 
 
 def foot(tube: Tube, points: np.ndarray) -> Foot:
-    """Project points (N, 3) onto the nearest place of the spine."""
+    """The foot of points (N, 3) on the nearest segment of the spine."""
     best = np.full(len(points), np.inf)
     station, side, rise, beyond = (np.zeros(len(points)) for _ in range(4))
     last = len(tube.spine) - 2
@@ -90,12 +90,12 @@ def foot(tube: Tube, points: np.ndarray) -> Foot:
 
 
 def knots(tube: Tube) -> np.ndarray:
-    """Distance (K,) of every spine point from the first, along the spine."""
+    """Arc length (K,) of each spine point from the first."""
     return np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(tube.spine, axis=0), axis=1))])
 
 
 def along_spine(tube: Tube, at: Foot) -> np.ndarray:
-    """Distance (N,) from the first spine point, along the spine and past its ends."""
+    """Arc length (N,) from the first spine point, past the ends as well."""
     return np.interp(at.station, np.arange(len(tube.spine)), knots(tube)) + at.beyond
 
 
@@ -115,51 +115,45 @@ def tube_field(tube: Tube, points: np.ndarray) -> np.ndarray:
 
 
 def smooth_min(a: np.ndarray, b: np.ndarray, blend: float) -> np.ndarray:
-    """Union of two fields that melts over `blend` mm; it adds blend/4 where the two surfaces meet."""
+    """Smooth union of two fields, blended over `blend` mm; it adds blend/4 where the two surfaces meet."""
     gap = np.maximum(blend - np.abs(a - b), 0) / blend
     return np.minimum(a, b) - gap * gap * blend / 4
 
 
 class Flesh(NamedTuple):
-    """The whole hand: palm tubes, fingers that melt into the palm, hollows carved from it."""
+    """The whole hand: tubes of the palm, fingers that blend into it, hollows that are carved out of it."""
 
     palm: Sequence[Tube]
     hollows: Sequence[Tube]
     fingers: dict[str, Tube]
 
 
-def move(flesh: Flesh, joints: np.ndarray, turned: np.ndarray, placed: np.ndarray) -> Flesh:
-    """The flesh of the bent hand."""
-    palm, hollows = ([posed(tube, joints, turned, placed) for tube in part] for part in flesh[:2])
-    fingers = {name: posed(tube, joints, turned, placed) for name, tube in flesh.fingers.items()}
+def posed_flesh(flesh: Flesh, joints: np.ndarray, rotations: np.ndarray, positions: np.ndarray) -> Flesh:
+    """The flesh of the bent hand; arguments as for `_posed`."""
+    palm, hollows = ([_posed(tube, joints, rotations, positions) for tube in part] for part in flesh[:2])
+    fingers = {name: _posed(tube, joints, rotations, positions) for name, tube in flesh.fingers.items()}
     return Flesh(palm, hollows, fingers)
 
 
-def palm_field(flesh: Flesh, points: np.ndarray) -> np.ndarray:
-    """The palm with its webs and eminences, without fingers: (N,)."""
-    total = np.full(len(points), FAR)
-    for tube in flesh.palm:
-        total = smooth_min(total, near_field(tube, points), tube.blend)
-    for tube in flesh.hollows:
-        total = -smooth_min(-total, near_field(tube, points), tube.blend)
-    return total
-
-
 def hand_field(flesh: Flesh, points: np.ndarray, fingers: Sequence[str] | None = None) -> np.ndarray:
-    """Signed distance-like value (N,) of the hand, or of the palm with only the named fingers.
+    """Field (N,) of the hand, or of the palm with only the named fingers.
 
-    Fingers melt into the palm but not into one another, so that they part down to the web.
+    Fingers blend into the palm but not into one another, so that they are separate down to the web.
     """
-    palm = palm_field(flesh, points)
+    palm = np.full(len(points), FAR)
+    for tube in flesh.palm:
+        palm = smooth_min(palm, _near_field(tube, points), tube.blend)
+    for tube in flesh.hollows:
+        palm = -smooth_min(-palm, _near_field(tube, points), tube.blend)
     total = palm
     for name in flesh.fingers if fingers is None else fingers:
         tube = flesh.fingers[name]
-        total = smooth_min(total, smooth_min(palm, near_field(tube, points), tube.blend), 1.0)
+        total = smooth_min(total, smooth_min(palm, _near_field(tube, points), tube.blend), 1.0)
     return total
 
 
-def near_field(tube: Tube, points: np.ndarray, margin: float = 18.0) -> np.ndarray:
-    """`tube_field`, but a plain lower bound of `margin` or more outside the tube's padded box."""
+def _near_field(tube: Tube, points: np.ndarray, margin: float = 18.0) -> np.ndarray:
+    """`tube_field` inside the tube's bounding box padded by `margin`, FAR outside."""
     reach = max(tube.section.c[-1].max(), *tube.caps) + margin
     low, high = tube.spine.min(0) - reach, tube.spine.max(0) + reach
     inside = np.all((points > low) & (points < high), axis=-1)
@@ -169,13 +163,13 @@ def near_field(tube: Tube, points: np.ndarray, margin: float = 18.0) -> np.ndarr
     return value
 
 
-def project(field, points: np.ndarray, level: np.ndarray | float = 0.0, rounds: int = 4, reach: float = 3.0):
-    """Points (N, 3) walked along the gradient onto `field == level`, at most `reach` mm per round."""
-    nudge = 0.02
-    for _ in range(rounds):
+def onto_level_set(field, points: np.ndarray, level: np.ndarray | float = 0.0, iterations: int = 2, reach: float = 3.0):
+    """Points (N, 3) moved onto `field == level` by Newton steps of at most `reach` mm along the gradient."""
+    delta = 0.02
+    for _ in range(iterations):
         value = field(points)
-        slope = np.stack([field(points + nudge * axis) - value for axis in np.eye(3)], -1) / nudge
-        size = np.einsum("ni,ni->n", slope, slope)
-        step = np.clip((value - level) / np.maximum(size, 0.05), -reach, reach)
-        points = points - step[:, None] * slope
+        gradient = np.stack([field(points + delta * axis) - value for axis in np.eye(3)], -1) / delta
+        square = np.einsum("ni,ni->n", gradient, gradient)
+        step = np.clip((value - level) / np.maximum(square, 0.05), -reach, reach)
+        points = points - step[:, None] * gradient
     return points

@@ -1,8 +1,8 @@
-"""Fit the 778 vertices so that the surface after two Loop rounds, not their polygon, is the flesh.
+"""Fit the 778 control vertices so that their subdivision surface, not their polygon mesh, is the flesh.
 
-Loop subdivision shrinks: around a finger of ten vertices by six per cent.  Solving for the control
-vertices gives the rendered surface its designed thickness and keeps it smooth, which an interpolating
-scheme would not at the irregular vertices.  The price is that the 778 stand up to half a millimetre outside.
+Loop subdivision shrinks: around a finger of ten vertices by six per cent. Solving for the control vertices gives the
+rendered surface its designed thickness and keeps it smooth, which an interpolating scheme would not at irregular
+vertices. The price is that the 778 lie up to half a millimetre outside.
 """
 
 from __future__ import annotations
@@ -12,23 +12,22 @@ from scipy import sparse
 from scipy.sparse.linalg import splu
 
 from data.synthetic.subdivision import subdivide
-from tool.dev.hand_builder.field import project
-from tool.dev.hand_builder.remesh import boundary_loop
+from data.synthetic.surface import boundary_loop
+from tool.dev.hand_builder.field import onto_level_set
 
-ROUNDS = 2
-STIFFNESS = 0.02  # pull towards the previous vertices; leaves no vertex undetermined
+LEVELS = 2  # of subdivision
+STIFFNESS = 0.02  # weight of the previous vertices; regularises the solution
 
 
 def fit_to_surface(field, vertices: np.ndarray, faces: np.ndarray, iterations: int = 5) -> np.ndarray:
-    """Control vertices (778, 3) whose twice subdivided surface lies on `field == 0`; the rim stays in its plane."""
-    coo, _ = subdivide(faces, len(vertices), ROUNDS)
-    matrix = sparse.csr_matrix((coo.values, (coo.rows, coo.cols)), shape=coo.shape)
+    """Control vertices (778, 3) whose subdivided surface lies on `field == 0`; the rim stays in its plane."""
+    matrix, _ = subdivide(faces, len(vertices), LEVELS)
     rim = boundary_loop(faces)
     cut = vertices[rim, 0].mean()
 
     solver = splu((matrix.T @ matrix + STIFFNESS * sparse.identity(len(vertices))).tocsc())
     for _ in range(iterations):
-        target = project(field, matrix @ vertices, rounds=2)
+        target = onto_level_set(field, matrix @ vertices)
         vertices = solver.solve(matrix.T @ target + STIFFNESS * vertices)
         vertices[rim, 0] = cut
     return vertices

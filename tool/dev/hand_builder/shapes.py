@@ -1,7 +1,8 @@
-"""Ten named ways in which hands differ, as linear displacements per standard deviation.
+"""The ten named shape coordinates, as linear displacements per standard deviation.
 
-Each is a stretch of the skeleton: bones grow along their axis, flesh grows across it.
-V vertices.  Millimetres.
+Each stretches the skeleton: bones grow along their axis, flesh grows across it.
+
+Legend: V vertices. Millimetres.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ from tool.dev.hand_builder.skeleton import FINGERS, PARENTS, finger_joints, join
 
 
 class Growth(NamedTuple):
-    """Relative growth per unit of one shape parameter.  Per-bone rows: (16,), wrist (the palm) first."""
+    """Relative growth of each bone per unit of one shape coordinate; the wrist's row is the palm's."""
 
-    along: np.ndarray
-    across: np.ndarray
-    deep: np.ndarray
+    along: np.ndarray  # (16,)
+    across: np.ndarray  # (16,)
+    deep: np.ndarray  # (16,)
 
 
 def shape_table() -> dict[str, Growth]:
-    """The ten shapes in order, one standard deviation each.
+    """The ten shape coordinates in order, one standard deviation each.
 
-    A person has all ten from N(0, 1).  The amounts give hands the published spreads of hand length, breadth and
-    circumference, wrist circumference and finger lengths (`tool/dev/measure_hand.py` names the sources and compares).
+    With all ten drawn from N(0, 1), hands have the published spreads of hand length, breadth and circumference, wrist
+    circumference and finger lengths (`tool/dev/measure_hand.py` names the sources and compares).
     """
     table = {
         "size": {name: (0.052, 0.052, 0.052) for name in ("palm", *FINGERS)},
@@ -51,7 +52,7 @@ def shape_table() -> dict[str, Growth]:
 
 
 def _growth(parts: dict[str, tuple[float, float, float]]) -> Growth:
-    """Per-bone rows from values per finger and palm."""
+    """Per-bone rows from (along, across, deep) for each finger and the palm."""
     rows = np.zeros((3, 16))
     for name, values in parts.items():
         rows[:, 0 if name == "palm" else finger_joints(name)] = np.array(values)[:, None] if name != "palm" else values
@@ -59,13 +60,13 @@ def _growth(parts: dict[str, tuple[float, float, float]]) -> Growth:
 
 
 def displacements(joints: np.ndarray, vertices: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Vertex (V, 3, 10) and joint (16, 3, 10) displacements per unit of each shape."""
+    """Displacements of vertices (V, 3, 10) and joints (16, 3, 10) per unit of each shape coordinate."""
     moved = [_grow(growth, joints, vertices, weights) for growth in shape_table().values()]
     return tuple(np.stack(part, axis=-1) for part in zip(*moved, strict=True))
 
 
 def _grow(growth: Growth, joints: np.ndarray, vertices: np.ndarray, weights: np.ndarray):
-    """Displacements (V, 3) and (16, 3) of one shape: a blend of what every bone does."""
+    """Displacements (V, 3) and (16, 3) of one shape coordinate, blended from those of the bones."""
     stretches = [_stretch(growth, j) for j in range(16)]
     shifts = np.zeros((16, 3))
     for j, parent in enumerate(PARENTS[1:], start=1):
@@ -75,7 +76,7 @@ def _grow(growth: Growth, joints: np.ndarray, vertices: np.ndarray, weights: np.
 
 
 def _stretch(growth: Growth, joint: int) -> np.ndarray:
-    """Symmetric (3, 3) growth of one bone: along it, across it and through its depth."""
+    """Symmetric growth matrix (3, 3) of one bone: along it, across it and through its depth."""
     if joint == 0:
         axes = np.array([[0.0, 0, 1], [0, 1, 0], [1, 0, 0]])  # the palm: across is z, depth is y, length is x
     else:

@@ -1,4 +1,4 @@
-"""Joints of the built-in right hand: where they rest, which way they bend, how far.
+"""Joints of the built-in right hand: rest positions, axes, limits, and forward kinematics.
 
 Rest frame: fingers along -x, back of the hand +y, thumb on the +z side.  Millimetres, radians.
 """
@@ -43,7 +43,7 @@ PITCHES = {
     "thumb": (16.0, 9.0, 4.0),
 }
 THUMB_BASE = (-25.0, -11.0, 26.5)  # direction wrist → carpal joint
-THUMB_ROLL = 58.0  # degrees by which the thumb nail is turned from the back of the hand to the radial side
+THUMB_ROLL = 58.0  # degrees by which the thumb nail is rotated from the back of the hand to the radial side
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -52,7 +52,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def finger_joints(finger: str) -> slice:
-    """The three model joints of `finger`."""
+    """Indices of the three model joints of `finger`."""
     first = 1 + 3 * FINGERS.index(finger)
     return slice(first, first + 3)
 
@@ -77,7 +77,7 @@ def rest_joints() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _finger_base(finger: str, length: float) -> np.ndarray:
-    """First joint of a finger, exactly `length` from the wrist."""
+    """First joint (3,) of a finger, exactly `length` from the wrist."""
     if finger == "thumb":
         return WRIST + length * unit(np.array(THUMB_BASE))
     y, z = BASE_OFFSETS[finger]
@@ -86,11 +86,10 @@ def _finger_base(finger: str, length: float) -> np.ndarray:
 
 @cache
 def joint_axes() -> np.ndarray:
-    """(15, 3, 3) per articulated joint: rows flexion, spread and bone axis at rest, a right-handed frame.
+    """Axes (15, 3, 3) of the articulated joints at rest: rows flexion, spread and bone, a right-handed frame.
 
-    A positive turn about the flexion axis curls the finger towards the palm (the thumb towards palm and
-    fingers); about the spread axis it moves the finger towards the thumb side (the thumb away from the fingers).
-    The spread axis also points out of the nail side of the bone.
+    Positive flexion curls a finger towards the palm (the thumb towards palm and fingers); positive spread moves it
+    towards the thumb side (the thumb away from the fingers). The spread axis points out of the nail side of the bone.
     """
     axes = np.zeros((15, 3, 3))
     for k, finger in enumerate(FINGERS):
@@ -106,7 +105,7 @@ def joint_axes() -> np.ndarray:
     return axes
 
 
-# Degrees per (flexion, spread, twist).  Fingers share a row per joint.
+# Degrees of (flexion, spread, twist) for each joint.
 FINGER_LIMITS = (((-20, 90), (-20, 20), (-6, 6)), ((0, 110), (-2, 2), (-3, 3)), ((-5, 80), (-2, 2), (-3, 3)))
 THUMB_LIMITS = (((-20, 40), (-25, 30), (-15, 35)), ((-15, 60), (-8, 8), (-5, 10)), ((-20, 80), (-3, 3), (-3, 3)))
 
@@ -121,12 +120,12 @@ RELAXED = {
 
 
 def joint_limits() -> np.ndarray:
-    """(15, 3, 2) radians: lowest and highest turn about each row of `joint_axes`."""
+    """Lowest and highest angle about each row of `joint_axes`, (15, 3, 2) radians."""
     rows = [THUMB_LIMITS if finger == "thumb" else FINGER_LIMITS for finger in FINGERS]
     return np.radians(np.array(rows, dtype=np.float64).reshape(15, 3, 2))
 
 
-def rotations(axis_angle: np.ndarray) -> np.ndarray:
+def _rotation_matrices(axis_angle: np.ndarray) -> np.ndarray:
     """Rotation matrices (..., 3, 3) of axis-angle vectors (..., 3), by Rodrigues' formula."""
     angle = np.linalg.norm(axis_angle, axis=-1)[..., None, None]
     x, y, z = np.moveaxis(axis_angle / np.maximum(angle[..., 0], 1e-12), -1, 0)
@@ -135,25 +134,25 @@ def rotations(axis_angle: np.ndarray) -> np.ndarray:
     return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * (cross @ cross)
 
 
-def turns(angles: np.ndarray) -> np.ndarray:
+def joint_rotations(angles: np.ndarray) -> np.ndarray:
     """Rotations (15, 3, 3) of `angles` (15, 3) about the joint axes: twist first, then spread, then flexion."""
     axes = joint_axes()
-    flexion, spread, twist = (rotations(angles[:, k, None] * axes[:, k]) for k in range(3))
+    flexion, spread, twist = (_rotation_matrices(angles[:, k, None] * axes[:, k]) for k in range(3))
     return flexion @ spread @ twist
 
 
 def relaxed_pose() -> np.ndarray:
-    """Axis-angle (45,) of a hand hanging relaxed."""
+    """Axis-angle (45,) of a relaxed hand."""
     angles = np.zeros((15, 3))
     for k, finger in enumerate(FINGERS):
         *flexion, spread = RELAXED[finger]
         angles[3 * k : 3 * k + 3, 0] = np.radians(flexion)
         angles[3 * k, 1] = np.radians(spread)
-    return _axis_angle(turns(angles)).ravel()
+    return _axis_angle(joint_rotations(angles)).ravel()
 
 
 def _axis_angle(matrices: np.ndarray) -> np.ndarray:
-    """Axis-angle (..., 3) of rotations (..., 3, 3) of less than half a turn."""
+    """Axis-angle (..., 3) of rotations (..., 3, 3) by less than π."""
     skew = matrices - np.swapaxes(matrices, -1, -2)
     axis = np.stack([skew[..., 2, 1], skew[..., 0, 2], skew[..., 1, 0]], -1) / 2  # sin(angle) · axis
     sine, trace = np.linalg.norm(axis, axis=-1), np.trace(matrices, axis1=-2, axis2=-1)
@@ -162,9 +161,9 @@ def _axis_angle(matrices: np.ndarray) -> np.ndarray:
 
 
 def bone_transforms(joints: np.ndarray, local: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Global rotations (16, 3, 3) and posed joints (16, 3) of joint rotations `local` (16, 3, 3)."""
-    turned, placed = local.copy(), joints.copy()
+    """Forward kinematics: global rotations (16, 3, 3) and joints (16, 3) of local rotations (16, 3, 3)."""
+    rotations, positions = local.copy(), joints.copy()
     for j, parent in enumerate(PARENTS[1:], start=1):
-        turned[j] = turned[parent] @ local[j]
-        placed[j] = placed[parent] + turned[parent] @ (joints[j] - joints[parent])
-    return turned, placed
+        rotations[j] = rotations[parent] @ local[j]
+        positions[j] = positions[parent] + rotations[parent] @ (joints[j] - joints[parent])
+    return rotations, positions

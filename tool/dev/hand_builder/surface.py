@@ -1,7 +1,7 @@
 """A dense triangle mesh of the flesh, open at the wrist, by surface nets.
 
 One vertex per grid cell that the surface crosses, one quad per grid edge that crosses the surface.
-Legend: V vertices, F faces of the dense mesh.  Millimetres.
+Legend: V vertices, F faces, Q quads of the dense mesh. Millimetres.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tool.dev.hand_builder.field import project
+from tool.dev.hand_builder.field import onto_level_set
 
 Field = Callable[[np.ndarray], np.ndarray]  # points (N, 3) → (N,), negative inside
 
 
 def dense_surface(field: Field, low: np.ndarray, high: np.ndarray, cell: float) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices (V, 3) and faces (F, 3) of `field == 0` in a box, cut open by the box's far x plane.
+    """Vertices (V, 3) and faces (F, 3) of `field == 0` in the box from `low` to `high` (3,), cut open at x = high[0].
 
     The surface must leave the box through that plane only.
     """
@@ -30,17 +30,18 @@ def dense_surface(field: Field, low: np.ndarray, high: np.ndarray, cell: float) 
     index[cells] = np.arange(cells.sum())
     vertices = low + cell * (np.argwhere(cells) + 0.5)
 
-    faces = _quads_to_triangles(_crossing_quads(inside, index))
-    vertices, faces = _without_unused(vertices, faces)
-    return _settle(field, vertices, faces, high[0], cell), faces
+    quads = _crossing_quads(inside, index)
+    used, faces = np.unique(np.concatenate([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]]), return_inverse=True)
+    faces = faces.reshape(-1, 3)
+    return _relaxed(field, vertices[used], faces, high[0], cell), faces
 
 
 def _sample(field: Field, axes: list[np.ndarray], cell: float) -> np.ndarray:
-    """Field values (X, Y, Z) on the grid, worked out in full only near the surface."""
+    """Field values (X, Y, Z) on the grid, exact only near the surface."""
     coarse = [axis[::4] for axis in axes]
-    rough = field(np.stack(np.meshgrid(*coarse, indexing="ij"), -1).reshape(-1, 3)).reshape([len(a) for a in coarse])
+    values = field(np.stack(np.meshgrid(*coarse, indexing="ij"), -1).reshape(-1, 3)).reshape([len(a) for a in coarse])
     nearest = np.ix_(*[np.minimum(np.arange(len(a)) // 4, len(c) - 1) for a, c in zip(axes, coarse, strict=True)])
-    values = rough[nearest]
+    values = values[nearest]
     near = np.abs(values) < 9 * cell
     grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1)
     values[near] = field(grid[near])
@@ -71,19 +72,8 @@ def _crossing_quads(inside: np.ndarray, index: np.ndarray) -> np.ndarray:
     return np.concatenate(quads)
 
 
-def _quads_to_triangles(quads: np.ndarray) -> np.ndarray:
-    """Two triangles (2Q, 3) per quad."""
-    return np.concatenate([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]])
-
-
-def _without_unused(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The mesh without vertices that no face uses."""
-    used, compact = np.unique(faces, return_inverse=True)
-    return vertices[used], compact.reshape(faces.shape)
-
-
-def _settle(field: Field, vertices: np.ndarray, faces: np.ndarray, cut: float, cell: float) -> np.ndarray:
-    """Vertices evened out and brought onto the surface; the open end lies flat in the plane x = cut."""
+def _relaxed(field: Field, vertices: np.ndarray, faces: np.ndarray, cut: float, cell: float) -> np.ndarray:
+    """Vertices smoothed and moved onto the surface; the open rim lies in the plane x = cut."""
     ends = np.concatenate([faces, np.roll(faces, 1, 1), np.roll(faces, -1, 1)])
     hub, other = ends[:, [0, 0]].ravel(), ends[:, 1:].ravel()
     count = np.bincount(hub, minlength=len(vertices))
@@ -91,6 +81,6 @@ def _settle(field: Field, vertices: np.ndarray, faces: np.ndarray, cut: float, c
     for _ in range(4):
         mean = np.stack([np.bincount(hub, vertices[other, k], len(vertices)) / count for k in range(3)], -1)
         mean[rim, 0] = cut
-        vertices = project(field, mean, rounds=2, reach=cell)
+        vertices = onto_level_set(field, mean, reach=cell)
         vertices[rim, 0] = cut
     return vertices

@@ -1,9 +1,9 @@
-"""What things look like: skin, cloth, things, lights and the camera's settings, drawn for a batch of pictures.
+"""Random appearance of a batch of images: skin, cloth, accessories, lights and exposure.
 
-A person keeps skin and clothes from picture to picture, a place its lights and a time step its object: each has dice
-of its own. Colours are linear RGB.
+A person keeps skin and clothes from image to image, a place its lights and a time step its object: each has dice of
+its own. Colours are linear RGB.
 
-Legend: B batch · D light directions: first _SKY from all round, then _RING for each of two lamps.
+Legend: B batch · D = SKY + LAMPS·RING light directions: ambient ones first, then those of each lamp.
 """
 
 import math
@@ -16,15 +16,15 @@ from torch.nn.functional import normalize
 from data.synthetic.picture.dice import Dice
 
 SKY, LAMPS, RING = 6, 2, 2
-CLOTH_NUMBERS = 17
+CLOTH_PARAMS = 17
 
-# Where rings sit on the resting hand: (x, z) in the middle of a first finger bone, and along the finger.
+# Where finger rings sit on the resting hand: (x, z) of the middle of a first finger bone, and its direction.
 _RING_PLACES = ((-0.016, 0.0240, -0.994, 0.110), (-0.018, 0.0007, -1.0, 0.0), (-0.0095, -0.0203, -0.995, -0.097),
                 (0.0057, -0.0385, -0.973, -0.230))
 
 
 class Keys(NamedTuple):
-    """Integers (B,) that everything about a picture's looks is drawn from."""
+    """Random keys (B,) int64 that decide the appearance of images. Field names are hashed: do not rename them."""
 
     person: Tensor
     place: Tensor
@@ -33,38 +33,38 @@ class Keys(NamedTuple):
 
 
 class Lights(NamedTuple):
-    """Light from D directions, person frame."""
+    """Ambient light and lamps as light from D directions, person frame."""
 
     directions: Tensor      # (B, D, 3) unit, towards the light
     sky: Tensor             # (B, SKY, 3)
     lamps: Tensor           # (B, LAMPS, 3)
 
 
-class Look(NamedTuple):
+class Appearance(NamedTuple):
     pigment: Tensor         # (B, 4)        melanin, blood, strength of the skin's detail, hairiness
     gloss: Tensor           # (B,)
     relief: Tensor          # (B,)          factor on the skin's relief
     freckles: Tensor        # (B,)          0 to 1
-    polish: Tensor          # (B, 4)        colour of nails and how much it covers
-    rings: Tensor           # (B, 2, 6)     on each hand: x, z, direction x, z, half width, whether worn
+    polish: Tensor          # (B, 4)        nail polish: colour and opacity
+    rings: Tensor           # (B, 2, 6)     finger ring of each hand: x, z, direction x, z, half width, whether worn
     metal: Tensor           # (B, 3)        of rings and watch cases
-    cloth: Tensor           # (B, 2, CLOTH_NUMBERS)   sleeve, shirt: see `cloth.py`
+    cloth: Tensor           # (B, 2, CLOTH_PARAMS)   sleeve, shirt: see `cloth.py`
     things: Tensor          # (B, 2, 5)     strap, object: colour, gloss, stripes
     lights: Lights
     is_studio: Tensor       # (B,) bool
     exposure: Tensor        # (B,)
-    cast: Tensor            # (B, 3)
+    cast: Tensor            # (B, 3)        colour cast
 
 
-def sample_look(person: Dice, place: Dice, step: Dice, is_studio: Tensor) -> Look:
+def sample_appearance(person: Dice, place: Dice, step: Dice, is_studio: Tensor) -> Appearance:
     exposure = torch.where(is_studio, place.uniform("studio exposure", 0.13, 0.34),
                            place.uniform("exposure", 0.2, 0.5))
     metal = torch.where(person.chance("gold", 0.5)[:, None], exposure.new_tensor([1.0, 0.72, 0.33]),
                         exposure.new_tensor([0.85, 0.85, 0.87]))
-    return Look(
+    polish = torch.cat([dye(person, "polish"), (0.92 * person.chance("painted nails", 0.12))[:, None]], dim=-1)
+    return Appearance(
         _pigment(person), person.uniform("gloss", 0.5, 1.3), person.uniform("relief", 0.9, 1.9),
-        person.uniform("freckles", -1.5, 1.0).clamp(min=0), _polish(person), _rings(person), metal,
-        _clothes(person),
+        person.uniform("freckles", -1.5, 1.0).clamp(min=0), polish, _rings(person), metal, _clothes(person),
         _things(person, step), _lights(place, is_studio), is_studio, exposure, _cast(place, is_studio),
     )
 
@@ -75,13 +75,8 @@ def _pigment(person: Dice) -> Tensor:
                         person.uniform("hair", -0.6, 0.8).clamp(min=0)], dim=-1)
 
 
-def _polish(person: Dice) -> Tensor:
-    color = color_of(person, "polish")
-    return torch.cat([color, (0.92 * person.chance("painted nails", 0.12))[:, None]], dim=-1)
-
-
 def _rings(person: Dice) -> Tensor:
-    """One ring, or none, on each hand."""
+    """At most one finger ring on each hand."""
     places = person.uniform("ring", 0, 1, 2, 1)
     table = places.new_tensor(_RING_PLACES)
     shares = places.new_tensor([0.15, 0.4, 0.9, 1.0])
@@ -91,55 +86,54 @@ def _rings(person: Dice) -> Tensor:
     return torch.cat([place, half, worn], dim=-1)
 
 
-def color_of(dice: Dice, name: str) -> Tensor:
-    """A colour (B, 3) of painted or dyed things: mostly dark or pale, now and then vivid."""
+def dye(dice: Dice, name: str) -> Tensor:
+    """Colours (B, 3) of dyed or painted things: mostly dark or pale, now and then vivid."""
     value = dice.uniform(name + " value", 0.14, 0.97)
     hue = dice.uniform(name + " hue", 0, 2 * math.pi)[:, None] + value.new_tensor([0.0, 2.094, 4.189])
     saturation = dice.uniform(name + " saturation") ** 2
-    value = value * (1 - 0.3 * saturation)                                          # no dye glows
+    value = value * (1 - 0.3 * saturation)                                          # vivid dyes are not bright
     srgb = value[:, None] * (1 - 0.75 * saturation[:, None] * (0.5 - 0.5 * hue.cos()))
     return srgb.clamp(0.03, 0.97) ** 2.2
 
 
-def paint_of(dice: Dice, name: str, vivid: float = 0.06) -> Tensor:
-    """A colour (B, 3) of rooms and furniture: white, grey, beige, wood, and a share as vivid as dyed things."""
+def paint(dice: Dice, name: str, vivid: float = 0.06) -> Tensor:
+    """Colours (B, 3) of rooms and furniture: white, grey, beige, wood, and a share `vivid` of dyes."""
     is_wood = dice.chance(name + " is wood", 0.3)
     value = torch.where(is_wood, dice.uniform(name + " wood", 0.25, 0.75), dice.uniform(name + " tone", 0.2, 0.95))
     saturation = torch.where(is_wood, dice.uniform(name + " grain", 0.4, 0.85),
                              dice.uniform(name + " tint", -0.12, 0.24))[:, None]    # below 0: cold
     hue = dice.uniform(name + " warmth", -0.9, -0.3)[:, None] + value.new_tensor([0.0, 2.094, 4.189])
     plain = (value[:, None] * (1 - 0.75 * saturation * (0.5 - 0.5 * hue.cos()))).clamp(0.03, 0.97) ** 2.2
-    return torch.where(dice.chance(name + " is vivid", vivid)[:, None], color_of(dice, name), plain)
+    return torch.where(dice.chance(name + " is vivid", vivid)[:, None], dye(dice, name), plain)
 
 
 def _clothes(person: Dice) -> Tensor:
-    """Sleeve and shirt (B, 2, CLOTH_NUMBERS); mostly of one cloth."""
+    """Sleeve and shirt (B, 2, CLOTH_PARAMS); mostly of one cloth."""
     shirt, other = _cloth(person, "shirt"), _cloth(person, "sleeve")
     return torch.stack([torch.where(person.chance("one cloth", 0.8)[:, None], shirt, other), shirt], dim=1)
 
 
 def _cloth(person: Dice, name: str) -> Tensor:
-    """Numbers (B, CLOTH_NUMBERS) of one cloth: three colours, pattern, counts, shares, turn, folds, weave, offset."""
-    colors = [color_of(person, f"{name} {layer}") for layer in range(3)]
+    """Parameters (B, CLOTH_PARAMS) of one cloth, in the order in which `cloth_albedo` reads them."""
+    colors = [dye(person, f"{name} {layer}") for layer in range(3)]
     kind = person.pick(name + " pattern", (0.34, 0.18, 0.28, 0.06, 0.14)).float()
-    numbers = [kind, 1 / person.uniform(name + " period", 0.008, 0.07),
-               1 / person.uniform(name + " second", 0.02, 0.09), person.uniform(name + " share", 0.2, 0.6),
-               person.chance(name + " turn", 0.5).float(),
-               person.uniform(name + " folds", 0.5, 1.5), person.uniform(name + " weave", 0.3, 1.2),
-               person.uniform(name + " offset", 0, 4096)]
-    return torch.cat([*colors, torch.stack(numbers, dim=-1)], dim=-1)
+    params = [kind, 1 / person.uniform(name + " period", 0.008, 0.07),
+              1 / person.uniform(name + " second", 0.02, 0.09), person.uniform(name + " share", 0.2, 0.6),
+              person.chance(name + " turn", 0.5).float(), person.uniform(name + " folds", 0.5, 1.5),
+              person.uniform(name + " weave", 0.3, 1.2), person.uniform(name + " offset", 0, 4096)]
+    return torch.cat([*colors, torch.stack(params, dim=-1)], dim=-1)
 
 
 def _things(person: Dice, step: Dice) -> Tensor:
-    strap = torch.cat([color_of(person, "strap") * 0.6, person.uniform("strap gloss", 0.1, 0.8, 1),
-                       torch.zeros_like(person.uniform("zero", 0, 1, 1))], dim=-1)
-    thing = torch.cat([color_of(step, "thing"), step.uniform("thing gloss", 0.05, 1.2, 1),
+    gloss = person.uniform("strap gloss", 0.1, 0.8, 1)
+    strap = torch.cat([dye(person, "strap") * 0.6, gloss, torch.zeros_like(gloss)], dim=-1)
+    thing = torch.cat([dye(step, "thing"), step.uniform("thing gloss", 0.05, 1.2, 1),
                        step.uniform("stripes", -6.0, 6.0, 1).clamp(min=0)], dim=-1)
     return torch.stack([strap, thing], dim=1)
 
 
 def _cast(place: Dice, is_studio: Tensor) -> Tensor:
-    """The studio's pictures lean to yellow and green, others to warm or cold."""
+    """Colour cast (B, 3): towards yellow and green in the studio, warm or cold elsewhere."""
     lean, warm = place.uniform("lean"), 0.07 * place.normal("warm")
     studio = 1 + lean[:, None] * lean.new_tensor([-0.03, 0.10, -0.38])
     elsewhere = torch.stack([1 + warm, 1 + 0.02 * place.normal("green"), 1 - warm], dim=-1)
@@ -149,12 +143,11 @@ def _cast(place: Dice, is_studio: Tensor) -> Tensor:
 # ---------------------------------------------------------------- light
 
 def _lights(place: Dice, is_studio: Tensor) -> Lights:
-    """The studio: nearly even light and two stronger lamps. Elsewhere: coloured surroundings, a window, a lamp."""
-    turn = place.direction("turn a")
-    side = normalize(torch.linalg.cross(turn, place.direction("turn b")), dim=-1)
-    basis = torch.stack([turn, side, torch.linalg.cross(turn, side)], dim=-1)
-    sphere = _fibonacci_sphere(SKY).to(turn)
-    around = sphere @ basis.transpose(-1, -2)                                       # (B, SKY, 3)
+    """The studio: nearly uniform light and two stronger lamps. Elsewhere: coloured surroundings, a window, a lamp."""
+    axis = place.direction("turn a")
+    side = normalize(torch.linalg.cross(axis, place.direction("turn b")), dim=-1)
+    basis = torch.stack([axis, side, torch.linalg.cross(axis, side)], dim=-1)       # a random rotation
+    around = _fibonacci_sphere(SKY).to(axis) @ basis.transpose(-1, -2)              # (B, SKY, 3)
     height = around[..., 1:2] * 0.5 + 0.5
 
     even = (0.8 / SKY * (1 + 0.8 * around[..., 1:2])).expand(-1, -1, 3)
@@ -176,7 +169,7 @@ def _lights(place: Dice, is_studio: Tensor) -> Lights:
 
 
 def _ring(place: Dice, name: str, radius: Tensor) -> Tensor:
-    """A lamp as a ring of directions (B, RING, 3): mostly from above and from the side that the cameras are on."""
+    """Directions (B, RING, 3) around the centre of a lamp, which is mostly above and on the cameras' side."""
     center = place.normal(name, 3)
     center = normalize(center * center.new_tensor([1.0, 0.6, 0.8]) + center.new_tensor([0.0, 0.7, 0.5]), dim=-1)
     side = normalize(torch.linalg.cross(center, center.new_tensor([0.3, 1.0, 0.2]).expand_as(center)), dim=-1)
@@ -187,8 +180,8 @@ def _ring(place: Dice, name: str, radius: Tensor) -> Tensor:
 
 
 def _fibonacci_sphere(count: int) -> Tensor:
-    """Evenly spread unit directions (count, 3)."""
+    """Unit directions (count, 3), spread evenly."""
     k = torch.arange(count) + 0.5
-    height, turn = 1 - 2 * k / count, math.pi * (1 + 5**0.5) * k
-    flat = (1 - height**2).sqrt()
-    return torch.stack([turn.cos() * flat, height, turn.sin() * flat], dim=1)
+    height, azimuth = 1 - 2 * k / count, math.pi * (1 + 5**0.5) * k
+    radius = (1 - height**2).sqrt()
+    return torch.stack([azimuth.cos() * radius, height, azimuth.sin() * radius], dim=1)
