@@ -229,7 +229,7 @@ def test_unreadable_pictures_are_named_and_the_others_done(run_demo, pictures: P
     (pictures / "broken.jpg").write_text("not a picture")
     assert run_demo("--input", pictures, "--output", tmp_path / "out") == EXIT_SOME_FAILED
     text = capsys.readouterr()
-    assert "broken.jpg: not used: it is not an image" in text.err and "2 of 3 pictures" in text.out
+    assert "broken.jpg: not used: it is not an image" in text.err and "2 of 3 images" in text.out
     assert (tmp_path / "out" / "panel" / "wide.png").is_file()
 
 
@@ -247,7 +247,7 @@ def test_every_picture_of_a_data_set_gets_a_line_and_its_own_box(run_demo, tmp_p
     assert code == EXIT_SOME_FAILED
     assert text.out.splitlines() == [
         "seq01_crossed/9_color.png: seq01_crossed_9_color", "seq01_crossed/10_color.png: seq01_crossed_10_color",
-        f"2 of 3 pictures reconstructed in {tmp_path / 'out'}: see panel/ there."]
+        f"2 of 3 images reconstructed in {tmp_path / 'out'}: see panel/ there."]
     assert "seq01_crossed/11_color.png: not used: it is empty" in text.err
     params = json.loads((tmp_path / "out" / "params" / "seq01_crossed_9_color_right.json").read_text())
     assert params["box"] == [20, 10, 40, 40] and params["image"] == "seq01_crossed/9_color.png"

@@ -430,8 +430,8 @@ def test_records_that_cannot_be_right_are_left_out_and_counted(damage, reason: s
 
 @pytest.mark.parametrize(("box", "reason"), [
     ([10, 10, 0, 5], "whose bbox has no area"), ([10, 10, 5, -5], "whose bbox has no area"),
-    ([10, 10, 5, 1e39], "whose bbox has no area"), ([-90, 10, 80, 80], "whose bbox is outside the picture"),
-    ([10, 600, 80, 80], "whose bbox is outside the picture"),
+    ([10, 10, 5, 1e39], "whose bbox has no area"), ([-90, 10, 80, 80], "whose bbox is outside the image"),
+    ([10, 600, 80, 80], "whose bbox is outside the image"),
 ])
 def test_boxes_that_cannot_be_right_matter_where_they_are_used(box: list, reason: str, copy, hand_model, reader):
     def change(content):
@@ -464,7 +464,7 @@ def test_counts_unlike_those_of_papers_are_a_warning(copy, hand_model, caplog):
     (copy / HAND_MODEL_FILE).unlink()
     reader = open_set(copy, replace(hand_model, name="mano"), filter="ih_hm")
     assert "papers count 366358 frames after the same filter, here are 6" in caplog.text
-    assert f"the brightness of {NUM_BOTH_MESHES} pictures is not known" in reader.summary
+    assert f"the brightness of {NUM_BOTH_MESHES} images is not known" in reader.summary
 
 
 def test_rendered_sets_are_not_compared_with_papers(written, hand_model, caplog):
