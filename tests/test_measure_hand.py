@@ -7,6 +7,7 @@ import trimesh
 
 from common.hands import Hand
 from data.synthetic.pose.articulation import finger_rotations, load_rig
+from data.synthetic.pose.interaction import winding_number
 from tool.dev.measure_hand import (
     PUBLISHED,
     Ruler,
@@ -17,7 +18,6 @@ from tool.dev.measure_hand import (
     self_intersection,
     tape,
     volume,
-    winding_number,
     without_correctives,
 )
 

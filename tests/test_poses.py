@@ -71,18 +71,18 @@ def test_the_ring_finger_takes_its_neighbours_along_more_than_the_index():
 def test_no_preset_passes_through_itself(hands):
     bones = hands.model.weights[Hand.RIGHT].argmax(dim=1).numpy()
     for preset in PRESETS:
-        angles = torch.from_numpy(sample_angles(hands.rig, preset, 0.0, np.random.default_rng(0))).float()
+        angles = torch.from_numpy(sample_angles(hands.solver.rig, preset, 0.0, np.random.default_rng(0))).float()
         rotations = torch.eye(3).repeat(1, 2, 16, 1, 1)
-        rotations[0, Hand.RIGHT, 1:] = finger_rotations(hands.rig, angles)
+        rotations[0, Hand.RIGHT, 1:] = finger_rotations(hands.solver.rig, angles)
         with torch.no_grad():
-            vertices = hands.layer(ManoParams(rotations, torch.zeros(1, 2, 10)))[0, Hand.RIGHT].double().numpy()
+            vertices = hands.solver.layer(ManoParams(rotations, torch.zeros(1, 2, 10)))[0, Hand.RIGHT].double().numpy()
         assert own_depth_mm(vertices, hands.model.faces[Hand.RIGHT].numpy(), bones) < 2, preset
 
 
 def test_pinching_fingers_meet_the_thumb(hands):
     """The pads of single hands whose start wants thumb and finger to meet."""
     rngs = [np.random.default_rng(k) for k in range(40)]
-    wished = [sample_single(Hand.RIGHT, hands.rig, rng).attractions for rng in rngs]
+    wished = [sample_single(Hand.RIGHT, hands.solver.rig, rng).attractions for rng in rngs]
     chosen = [k for k, wish in enumerate(wished) if wish]
     done = pose_steps(["right"] * len(chosen), np.zeros((len(chosen), 10)),
                       [np.random.default_rng(k) for k in chosen], hands.solver)
@@ -117,7 +117,7 @@ def test_hands_hardly_pass_through_each_other_or_themselves(steps, hands):
 
 
 def test_settled_angles_are_within_the_joint_limits(steps, hands):
-    limits = hands.rig.limits.numpy()
+    limits = hands.solver.rig.limits.numpy()
     for _, step in steps:
         for hand in step.present:
             assert (step.angles[hand] >= limits[..., 0] - 1e-5).all()
@@ -226,7 +226,7 @@ def test_bones_carry_their_joints_and_the_skin_follows(steps, hands):
     poses = HandPoses(*(torch.from_numpy(np.asarray(part))[None].float() for part in (
         step.angles, step.rotation_own, step.wrist * [[1, 1, 1], [-1, 1, 1]])))
     shape = torch.from_numpy(np.random.default_rng([0, 0, 1]).normal(0, 0.9, (1, 10))).float()
-    joints = bone_frames(hands.rig, shaped(hands.solver.proxies, shape).joints, poses).joint[0].numpy()
+    joints = bone_frames(hands.solver.rig, shaped(hands.solver.proxies, shape).joints, poses).joint[0].numpy()
     joints[Hand.LEFT] *= (-1, 1, 1)
     regressed = hands.joints(step.vertices)
     for name in ("wrist", "index1", "middle2", "pinky2", "thumb2"):

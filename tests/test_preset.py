@@ -69,7 +69,7 @@ def keys_of(settings, split):
             keys = generator.image_keys(settings, sequence, shots)
             people |= set(torch.cat([keys.person, keys.place]).tolist())
             pictures |= set(torch.cat([keys.step, keys.picture]).tolist())
-            numbers.add(stream(settings, split, sequence.capture, Purpose.PICTURE, frame).random())
+            numbers.add(stream(settings, split, sequence.capture, Purpose.CAMERAS, frame).random())
         numbers |= {rng.random() for rng in generator.pose_streams(settings, sequence)}
         numbers |= {capture.shape.tobytes(), capture.rotation.tobytes(), capture.cameras[0].position.tobytes()}
     return people, pictures, numbers

@@ -7,7 +7,7 @@ Start at `batches.py`, which renders training batches without files, or at `on_d
   `proxies.py`); `arm.py` places the elbow, `interaction.py` measures contact and penetration.
 - `picture/`, their image: `render.py` draws one mesh (`body.py`) of random `appearance.py` (numbers from `dice.py`)
   under lights with shadows (`lighting.py`), with the materials of `shading.py` (`skin.py`, `cloth.py`, textures from
-  `noise.py`), in front of a `backdrop.py`, seen by a `camera.py` and turned into a photograph (`develop.py`).
+  `noise.py`), in front of a `backdrop.py`, seen by a `camera.py` and developed to a photograph (`develop.py`).
 - `on_disk/`, a set as files: `generate.py` plans it (`plan.py`), renders each time step from several cameras and
   writes the annotations (`annotations.py`); `preset.py` defines frozen benchmarks.
 - `surface.py` and `subdivision.py`, the topology of the hand mesh that all of them share.

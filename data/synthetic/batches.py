@@ -151,8 +151,8 @@ def _sample_view(hands: Hands, size: int, box_ratio: float, dice: Dice) -> View:
     """A camera for each image, whose `size`² pixels the present hands fill by about `box_ratio`."""
     is_studio = dice.chance("studio", _STUDIO_SHARE)
     grey = dice.chance("grey", torch.where(is_studio, _GREY_STUDIO, _GREY))
-    seen = torch.where(hands.present[..., None, None], hands.vertices, hands.vertices.flip(1)).flatten(1, 2)
-    middle = (seen.amin(dim=1) + seen.amax(dim=1)) / 2
+    points = torch.where(hands.present[..., None, None], hands.vertices, hands.vertices.flip(1)).flatten(1, 2)
+    middle = (points.amin(dim=1) + points.amax(dim=1)) / 2
 
     is_own = dice.chance("own", _OWN_SHARE) & ~is_studio
     out = _direction(hands, is_own, dice)
@@ -161,7 +161,7 @@ def _sample_view(hands: Hands, size: int, box_ratio: float, dice: Dice) -> View:
                            dice.uniform("distance", math.log(0.32), farthest).exp())
     rotation = _look_at(-out, 0.14 * dice.normal("roll"))
     position = middle + out * distance[:, None]
-    cam = (seen - position[:, None]) @ rotation.transpose(-1, -2)
+    cam = (points - position[:, None]) @ rotation.transpose(-1, -2)
     plane = cam[..., :2] / cam[..., 2:]
     low, high = plane.amin(dim=1), plane.amax(dim=1)
     focal = size * box_ratio * dice.uniform("zoom", 0.8, 1.12) / (high - low).amax(dim=-1)

@@ -4,7 +4,7 @@ Prints the share of its volume that each finger keeps with its joints at their l
 correctives; how deep the skin penetrates itself in random natural poses; and the means and spreads of the hand's sizes
 beside published ones. It takes the finished hand and shares no code with `tool/dev/hand_builder`.
 
-Legend: V vertices · F faces · P points · N poses. Metres, printed as millimetres.
+Legend: V vertices · P points · N poses. Metres, printed as millimetres.
 """
 
 import _bootstrap
@@ -25,6 +25,7 @@ from common.mano.load import BUILTIN_HAND, load_hand_model
 from common.mano.model import HandModel, ManoLayer
 from common.types import ManoParams
 from data.synthetic.pose.articulation import FINGERS, FLEXION, PRESETS, Rig, finger_rotations, load_rig, sample_angles
+from data.synthetic.pose.interaction import winding_number
 from data.synthetic.subdivision import edge_table, subdivide
 
 # Mean and standard deviation in mm, men and women in equal parts.
@@ -113,21 +114,6 @@ def self_intersection(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
         is_free = winding_number(vertices[caught[row]] + step * _DIRECTIONS[direction], triangles) < 1.5
         caught = np.setdiff1d(caught, caught[row[is_free]])
     return depth
-
-
-def winding_number(points: np.ndarray, triangles: np.ndarray) -> np.ndarray:
-    """Winding number (P,) of a closed surface (F, 3, 3) around points (P, 3) (van Oosterom and Strackee, 1983)."""
-    a, b, c = np.moveaxis(triangles, 1, 0)                                          # (F, 3) each
-    square = (points * points).sum(axis=1)[:, None]
-
-    def product(k: np.ndarray, m: np.ndarray) -> np.ndarray:
-        """(k − p)·(m − p) of all points p, (P, F)."""
-        return square - points @ (k + m).T + (k * m).sum(axis=1)
-
-    la, lb, lc = (np.sqrt(np.maximum(product(k, k), 0)) for k in (a, b, c))
-    volumes = (a * np.cross(b, c)).sum(axis=1) - points @ (np.cross(a, b) + np.cross(b, c) + np.cross(c, a)).T
-    below = la * lb * lc + product(a, b) * lc + product(b, c) * la + product(c, a) * lb
-    return np.arctan2(volumes, below).sum(axis=1) / (2 * np.pi)
 
 
 def meeting(model: HandModel, vertices: np.ndarray, vertex: int) -> tuple[str, str]:

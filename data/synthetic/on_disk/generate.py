@@ -10,7 +10,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -193,7 +193,7 @@ def render_sequence(job: tuple[Path, Settings, Sequence]) -> int:
     for size in sorted({shot.camera.size for shot in shots}):
         of_size = [shot for shot in shots if shot.camera.size == size]
         for first in range(0, len(of_size), _AT_ONCE):
-            _render_shots(root, settings, sequence, capture, of_size[first: first + _AT_ONCE])
+            _write_images(root, settings, sequence, capture, of_size[first: first + _AT_ONCE])
     write_json(part_file(root, sequence), part, compact=True)
     return len(part["files"])
 
@@ -207,7 +207,7 @@ class Shot(NamedTuple):
     camera: Camera
 
 
-def _render_shots(root: Path, settings: Settings, sequence: Sequence, capture: Capture, shots: list[Shot]) -> None:
+def _write_images(root: Path, settings: Settings, sequence: Sequence, capture: Capture, shots: list[Shot]) -> None:
     """Render and write the images of cameras of one size."""
     keys = image_keys(settings, sequence, shots)
     images = render_shots(settings, sequence, capture, shots)
@@ -259,7 +259,7 @@ def pose_streams(settings: Settings, sequence: Sequence) -> list[np.random.Gener
 def _choose_cameras(settings: Settings, sequence: Sequence, capture: Capture, frame: int, step: Step,
                     joints: np.ndarray, count: int) -> list[Camera]:
     """`count` random cameras, those that see the hands whole before the others.  joints: (2, 21, 3)."""
-    rng = stream(settings, sequence.split, sequence.capture, Purpose.PICTURE, frame)
+    rng = stream(settings, sequence.split, sequence.capture, Purpose.CAMERAS, frame)
     cameras = [capture.cameras[k] for k in rng.permutation(len(capture.cameras))]
     needed = _WELL_SEEN * len(step.present) * joints.shape[1]
     inside = [camera for camera in cameras
@@ -288,7 +288,7 @@ def _add_step(part: dict[str, Any], sequence: Sequence, frame: int, step: Step, 
         part["interactions"][str(frame)] = {"family": sequence.kind, **interaction._asdict()}
 
 
-@lru_cache(maxsize=1)
+@cache
 def hand_set() -> tuple[HandSet, Assets]:
     """The built-in hand and everything that posing and rendering precompute from it."""
     hands = build_hand_set(load_hand_model("builtin"))

@@ -26,7 +26,7 @@ class Purpose(IntEnum):
 
     CAPTURE = 1
     POSE = 2
-    PICTURE = 3
+    CAMERAS = 3
 
 
 @dataclass(frozen=True)

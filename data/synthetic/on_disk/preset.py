@@ -75,6 +75,7 @@ class Differences(NamedTuple):
 
 
 def load_preset(name: str, folder: Path = PRESETS) -> Preset:
+    """The preset of that name; UserError with the known names if there is none."""
     file = folder / f"{name}.json"
     if not file.is_file():
         known = ", ".join(sorted(path.stem for path in folder.glob("*.json")))

@@ -41,6 +41,8 @@ class Lights(NamedTuple):
 
 
 class Appearance(NamedTuple):
+    """Materials, lights and exposure of each image."""
+
     pigment: Tensor         # (B, 4)        melanin, blood, strength of the skin's detail, hairiness
     gloss: Tensor           # (B,)
     relief: Tensor          # (B,)          factor on the skin's relief
@@ -49,7 +51,7 @@ class Appearance(NamedTuple):
     rings: Tensor           # (B, 2, 6)     finger ring of each hand: x, z, direction x, z, half width, whether worn
     metal: Tensor           # (B, 3)        of rings and watch cases
     cloth: Tensor           # (B, 2, CLOTH_PARAMS)   sleeve, shirt: see `cloth.py`
-    things: Tensor          # (B, 2, 5)     strap, object: colour, gloss, stripes
+    solids: Tensor          # (B, 2, 5)     watch strap, held object: colour, gloss, stripes
     lights: Lights
     is_studio: Tensor       # (B,) bool
     exposure: Tensor        # (B,)
@@ -65,7 +67,7 @@ def sample_appearance(person: Dice, place: Dice, step: Dice, is_studio: Tensor) 
     return Appearance(
         _pigment(person), person.uniform("gloss", 0.5, 1.3), person.uniform("relief", 0.9, 1.9),
         person.uniform("freckles", -1.5, 1.0).clamp(min=0), polish, _rings(person), metal, _clothes(person),
-        _things(person, step), _lights(place, is_studio), is_studio, exposure, _cast(place, is_studio),
+        _solids(person, step), _lights(place, is_studio), is_studio, exposure, _cast(place, is_studio),
     )
 
 
@@ -124,12 +126,12 @@ def _cloth(person: Dice, name: str) -> Tensor:
     return torch.cat([*colors, torch.stack(params, dim=-1)], dim=-1)
 
 
-def _things(person: Dice, step: Dice) -> Tensor:
+def _solids(person: Dice, step: Dice) -> Tensor:
     gloss = person.uniform("strap gloss", 0.1, 0.8, 1)
     strap = torch.cat([dye(person, "strap") * 0.6, gloss, torch.zeros_like(gloss)], dim=-1)
-    thing = torch.cat([dye(step, "thing"), step.uniform("thing gloss", 0.05, 1.2, 1),
-                       step.uniform("stripes", -6.0, 6.0, 1).clamp(min=0)], dim=-1)
-    return torch.stack([strap, thing], dim=1)
+    held = torch.cat([dye(step, "thing"), step.uniform("thing gloss", 0.05, 1.2, 1),
+                      step.uniform("stripes", -6.0, 6.0, 1).clamp(min=0)], dim=-1)
+    return torch.stack([strap, held], dim=1)
 
 
 def _cast(place: Dice, is_studio: Tensor) -> Tensor:

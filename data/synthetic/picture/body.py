@@ -23,6 +23,7 @@ from data.synthetic.pose.kinematics import OWN_SIGNS
 from data.synthetic.surface import Surface, faces_around_vertices
 
 SKIN, SLEEVE, SHIRT, WATCH, OBJECT = range(5)       # materials
+WATCH_CASES = (20, 21)                              # parts
 
 _ELBOW_AT, _ARM_LENGTH, _STEP = 0.25, 0.70, 0.02    # along the centreline
 _SHOULDER_OWN = (-0.20, 0.17, -0.38)
@@ -71,13 +72,13 @@ class Body(NamedTuple):
 
 def body_topology(surface: Surface, rest: np.ndarray, device: torch.device | str = "cpu") -> Topology:
     """The topology of bodies with hands of this surface.  rest: (778, 3) the right hand's rest vertices."""
-    mid_count, around = surface.mid_from_coarse.shape[0], surface.mid_loop.shape[1]
+    around = surface.mid_loop.shape[1]
     pieces, occluders, start = [], [], 0                # (faces, material, part, is_hand), (faces, is_hand)
     for hand in Hand:
         pieces.append((surface.mid_faces[hand] + start, SKIN, hand, True))
         occluders.append((surface.coarse_faces[hand] + start, True))
         wrist = surface.mid_loop[hand][None] + start
-        start += mid_count
+        start += surface.mid_from_coarse.shape[0]
         for rings, material in ((len(_ARM_STATIONS) - 1, SKIN), (_SLEEVE_RINGS, SLEEVE), (len(_WATCH_STATIONS), WATCH)):
             table = np.arange(start, start + rings * around).reshape(rings, around)
             start += rings * around
@@ -86,7 +87,7 @@ def body_topology(surface: Surface, rest: np.ndarray, device: torch.device | str
             pieces.append((_tube_faces(table), material, hand if material == SKIN else 2 + 2 * material + hand, False))
             if material != WATCH:
                 occluders.append((_tube_faces(table[:: 2 if material == SKIN else 3, ::3]), False))
-    for part, material in ((20, WATCH), (21, WATCH), (22, OBJECT)):
+    for part, material in (*((case, WATCH) for case in WATCH_CASES), (22, OBJECT)):
         solid = _tube_faces(np.arange(start, start + _SOLID_RINGS * _SOLID_AROUND).reshape(_SOLID_RINGS, -1))
         start += _SOLID_RINGS * _SOLID_AROUND
         pieces.append((solid, material, part, False))
@@ -123,7 +124,7 @@ def _tube_faces(table: np.ndarray) -> np.ndarray:
 
 
 def _upward(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """The y components (V,) of unit vertex normals, summed corner by corner: other orders round otherwise."""
+    """The y components (V,) of unit vertex normals, summed corner by corner: skin textures depend on the last bits."""
     across = np.cross(vertices[faces[:, 1]] - vertices[faces[:, 0]], vertices[faces[:, 2]] - vertices[faces[:, 0]])
     total = np.zeros_like(vertices)
     for corner in range(3):
@@ -166,6 +167,7 @@ def sample_wear(person: Dice, place: Dice, step: Dice) -> Wear:
 
 
 def build_body(hands: Hands, wear: Wear, person: Dice, step: Dice, topology: Topology) -> Body:
+    """The bodies of posed hands; details that `wear` leaves open are drawn from the dice of person and time step."""
     batch = len(hands.vertices)
     signs = hands.vertices.new_tensor(OWN_SIGNS)[None, :, None]                     # (1, 2, 1, 3)
     columns = hands.vertices.permute(2, 0, 1, 3).reshape(NUM_VERTICES, -1)
@@ -348,7 +350,10 @@ def _watch_cases(hands: Hands, wear: Wear, person: Dice, loops: Tensor) -> tuple
 
 
 def _mirrored(axes: Tensor, signs: Tensor) -> Tensor:
-    """Own-frame axes (..., 3, 3), as columns, in the person frame; the first is flipped to keep a symmetric winding."""
+    """Own-frame axes (..., 3, 3), as columns, in the person frame.
+
+    The first axis of left hands is negated once more: that keeps the winding of solids, which are symmetric along it.
+    """
     axes = axes * signs[..., :, None]
     return torch.cat([axes[..., :1] * signs[..., :1, None], axes[..., 1:]], dim=-1)
 

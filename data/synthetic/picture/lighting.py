@@ -32,8 +32,8 @@ def visibility(points: Tensor, normals: Tensor, occluders: Tensor, faces: Tensor
     origin = points.new_tensor([_MAP_SIZE / 2 - 0.5] * 2 + [_FAR])
     # Back faces of closed meshes cast the same shadows as front faces, but none on the meshes' own lit sides, and they
     # keep the seam dark where two fingers touch.
-    seen = (occluders - center[:, None])[:, None] @ axes.transpose(-1, -2) + origin
-    maps = rasterize(seen.flatten(0, 1), faces, _MAP_SIZE, _MAP_SIZE, facing=-1).depth
+    vertices = (occluders - center[:, None])[:, None] @ axes.transpose(-1, -2) + origin
+    maps = rasterize(vertices.flatten(0, 1), faces, _MAP_SIZE, _MAP_SIZE, facing=-1).depth
     depth = torch.nn.functional.pad(maps, (1, 1, 1, 1), value=torch.inf).flatten(1)             # (B·D, texels)
     lifted = (points + _LIFT * normals - center[:, None]).transpose(-1, -2).contiguous()        # (B, 3, V)
     x, y, distance = ((axes[:, :, k] @ lifted + origin[k]).flatten(0, 1) for k in range(3))

@@ -175,6 +175,6 @@ def _backdrop(view: View, place: Dice, picture: Dice, height: int, width: int) -
     at = torch.nonzero(view.is_studio).squeeze(-1)
     light[at] = backdrop.studio(rays[at], Dice(place.key[at]), Dice(picture.key[at]))
     at = torch.nonzero(~view.is_studio).squeeze(-1)
-    seen = (rays[at].flatten(1, 2) @ view.rotation[at]).view(-1, *rays.shape[1:])
-    light[at] = backdrop.surroundings(seen, view.position[at], Dice(place.key[at]))
+    rays = (rays[at].flatten(1, 2) @ view.rotation[at]).view(-1, *rays.shape[1:])
+    light[at] = backdrop.surroundings(rays, view.position[at], Dice(place.key[at]))
     return light.permute(0, 3, 1, 2).contiguous()

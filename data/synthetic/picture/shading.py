@@ -14,11 +14,11 @@ from torch import Tensor
 
 from common.view.rasterizer import Fragments, interpolate_covered
 from data.synthetic.picture.appearance import LAMPS, RING, SKY, Appearance, Lights
-from data.synthetic.picture.body import OBJECT, SHIRT, SKIN, WATCH, Body, Topology
+from data.synthetic.picture.body import OBJECT, SHIRT, SKIN, WATCH, WATCH_CASES, Body, Topology
 from data.synthetic.picture.cloth import cloth_albedo
 from data.synthetic.picture.lighting import arriving_light
 from data.synthetic.picture.noise import Noise, look_up
-from data.synthetic.picture.skin import SkinMap, read_map, skin_albedo
+from data.synthetic.picture.skin import MAP_CHANNELS, SkinMap, read_map, skin_albedo
 
 # Wrap lighting past the terminator, R G B: red light scatters farthest under skin.
 _SKIN_WRAP, _OTHER_WRAP = (0.27, 0.14, 0.09), (0.06, 0.06, 0.06)
@@ -42,7 +42,7 @@ class Samples(NamedTuple):
     depth: Tensor           # (P,)
 
 
-class Surface(NamedTuple):
+class Material(NamedTuple):
     """Material properties of P samples."""
 
     albedo: Tensor          # (3, P)
@@ -74,36 +74,36 @@ def shade(samples: Samples, appearance: Appearance, skin: SkinMap, steps: tuple[
 
     steps: (B, 3) each, change of the ray from one sample to the next, rightwards and downwards.  size: (B, H, W).
     """
-    surface = _surface(samples, appearance, skin)
-    normal = _perturbed(samples, surface.relief, steps, size)
+    material = _material(samples, appearance, skin)
+    normal = _perturbed(samples, material.relief, steps, size)
     to_camera = -_unit(samples.ray)
     is_skin = (samples.material == SKIN).to(normal.dtype)
 
     # Relief modulates ambient light as if that came from above and from the camera.
     tilt = normal - samples.normal
     sky = samples.sky * (1 + 0.5 * tilt[1] + 0.5 * _dot(tilt, to_camera)).clamp(0.3, 1.6)
-    diffuse, mirrored = sky.clone(), 0.5 * sky
+    diffuse, specular = sky.clone(), 0.5 * sky
     facing = _dot(normal, to_camera).clamp(0, 1)
     for lamp in range(LAMPS):
         first = SKY + lamp * RING
         directions = appearance.lights.directions[:, first: first + RING].mean(dim=1)
         direction = _per_sample(_unit(directions.T), samples)
         color = _per_sample(appearance.lights.lamps[:, lamp].T, samples)
-        seen = samples.lamps[lamp]
-        half_shadow = seen * (1 - seen) * is_skin
+        visible = samples.lamps[lamp]
+        penumbra = visible * (1 - visible) * is_skin
         toward = _dot(normal, direction)
         for c in range(3):
             wrap = _OTHER_WRAP[c] + (_SKIN_WRAP[c] - _OTHER_WRAP[c]) * is_skin
-            lit = seen + _SHADOW_BLUSH[c] * half_shadow
+            lit = visible + _SHADOW_BLUSH[c] * penumbra
             diffuse[c] += color[c] * lit * (toward + wrap).clamp(min=0) / (1 + wrap)
         halfway = _unit(direction + to_camera)
-        lobe = _dot(normal, halfway).clamp(0, 1) ** surface.sharpness * (surface.sharpness + 8) / 25
-        mirrored += color * (lobe * seen * (toward > -0.1))
+        lobe = _dot(normal, halfway).clamp(0, 1) ** material.sharpness * (material.sharpness + 8) / 25
+        specular += color * (lobe * visible * (toward > -0.1))
 
     grazing = (1 - facing).square().square() * (1 - facing)
-    fresnel = surface.gloss * (0.035 + 0.35 * grazing)
-    mirror = torch.lerp(fresnel.expand(3, -1), 0.9 * surface.albedo, surface.metal)
-    return diffuse * surface.albedo * (1 - surface.metal) + mirror * mirrored
+    fresnel = material.gloss * (0.035 + 0.35 * grazing)
+    reflectance = torch.lerp(fresnel.expand(3, -1), 0.9 * material.albedo, material.metal)
+    return diffuse * material.albedo * (1 - material.metal) + reflectance * specular
 
 
 def _perturbed(samples: Samples, relief: Tensor, steps: tuple[Tensor, Tensor], size: tuple[int, int, int]) -> Tensor:
@@ -149,7 +149,7 @@ def _per_sample(values: Tensor, samples: Samples) -> Tensor:
 
 # ---------------------------------------------------------------- materials
 
-def _surface(samples: Samples, appearance: Appearance, skin: SkinMap) -> Surface:
+def _material(samples: Samples, appearance: Appearance, skin: SkinMap) -> Material:
     values = samples.uv.new_zeros(7, samples.uv.shape[1])
     is_neck = (samples.material == SHIRT) & (samples.uv[1] > _NECK)
     is_skin, is_solid = (samples.material == SKIN) | is_neck, samples.material >= WATCH
@@ -157,12 +157,12 @@ def _surface(samples: Samples, appearance: Appearance, skin: SkinMap) -> Surface
         at = torch.nonzero(mask).squeeze(-1)
         picked = samples._replace(**{name: getattr(samples, name).index_select(-1, at)
                                      for name in ("image", "uv", "material", "part")})
-        surface = of_material(picked, appearance, skin)
-        values[:, at] = torch.cat([surface.albedo, torch.stack(surface[1:])])
-    return Surface(values[:3], *values[3:].unbind(0))
+        material = of_material(picked, appearance, skin)
+        values[:, at] = torch.cat([material.albedo, torch.stack(material[1:])])
+    return Material(values[:3], *values[3:].unbind(0))
 
 
-def _skin(samples: Samples, appearance: Appearance, skin: SkinMap) -> Surface:
+def _skin(samples: Samples, appearance: Appearance, skin: SkinMap) -> Material:
     """Skin, nails and finger rings."""
     x, z, upward = samples.uv
     is_limb = samples.material == SKIN                                              # the neck takes an arm's texture
@@ -175,11 +175,12 @@ def _skin(samples: Samples, appearance: Appearance, skin: SkinMap) -> Surface:
     freckle = ((freckle - 2.4) * 2).clamp(0, 1) * appearance.freckles[samples.image]
     albedo = skin_albedo(detail, blotch, freckle, person)
 
-    nail = (1.4 * detail[0]).clamp(max=1)
+    nail, palm, height = (detail[MAP_CHANNELS.index(name)] for name in ("nail", "palm", "height"))
+    nail = (1.4 * nail).clamp(max=1)
     polish = _per_sample(appearance.polish.T, samples)
     albedo = torch.lerp(albedo, polish[:3], polish[3] * nail)
-    relief = appearance.relief[samples.image] * detail[7]
-    gloss = appearance.gloss[samples.image] * (1 + 0.9 * nail - 0.35 * detail[3])
+    relief = appearance.relief[samples.image] * height
+    gloss = appearance.gloss[samples.image] * (1 + 0.9 * nail - 0.35 * palm)
 
     # Finger rings are drawn on the resting hand.
     which = 2 * samples.image + samples.part.clamp(0, 1)
@@ -192,30 +193,30 @@ def _skin(samples: Samples, appearance: Appearance, skin: SkinMap) -> Surface:
     albedo = albedo * (1 - 0.4 * (is_near & (inside > -0.5)))
     albedo = torch.where(on_ring, _per_sample(appearance.metal.T, samples), albedo)
     relief = torch.where(on_ring, relief + 0.0012 * inside.clamp(0, 1).sqrt(), relief)
-    return Surface(albedo, relief, gloss, on_ring.to(relief.dtype), torch.where(on_ring, 40.0, 14 + 60 * nail))
+    return Material(albedo, relief, gloss, on_ring.to(relief.dtype), torch.where(on_ring, 40.0, 14 + 60 * nail))
 
 
-def _cloth(samples: Samples, appearance: Appearance, skin: SkinMap) -> Surface:
+def _cloth(samples: Samples, appearance: Appearance, skin: SkinMap) -> Material:
     which = 2 * samples.image + (samples.material == SHIRT)
     cloth = appearance.cloth.flatten(0, 1).T.contiguous().index_select(1, which)
     albedo, relief = cloth_albedo(samples.uv[0], samples.uv[1], cloth)
     plain = torch.ones_like(relief)
-    return Surface(albedo, relief, 0.35 * plain, 0 * plain, 6 * plain)
+    return Material(albedo, relief, 0.35 * plain, 0 * plain, 6 * plain)
 
 
-def _solid(samples: Samples, appearance: Appearance, skin: SkinMap) -> Surface:
+def _solid(samples: Samples, appearance: Appearance, skin: SkinMap) -> Material:
     """Watch straps, watch cases and the held object."""
     is_object = samples.material == OBJECT
-    is_case = (samples.material == WATCH) & (samples.part >= 20)
-    thing = appearance.things.flatten(0, 1).T.contiguous().index_select(1, 2 * samples.image + is_object)
+    is_case = (samples.material == WATCH) & (samples.part >= WATCH_CASES[0])
+    solid = appearance.solids.flatten(0, 1).T.contiguous().index_select(1, 2 * samples.image + is_object)
     u, v, w = samples.uv
-    striped = is_object & ((thing[4] * w) % 1 > 0.6) & (thing[4] > 1)
-    albedo = torch.where(striped, 0.2 + 0.6 * (1 - thing[:3]), thing[:3])
+    striped = is_object & ((solid[4] * w) % 1 > 0.6) & (solid[4] > 1)
+    albedo = torch.where(striped, 0.2 + 0.6 * (1 - solid[:3]), solid[:3])
     is_dial = is_case & (w > 0.5) & (u**2 + v**2 < 0.64)
     is_metal = is_case & ~is_dial
-    albedo = torch.where(is_dial, (thing[[1, 2, 0]] * 1.4).clamp(0.01, 0.9), albedo)
+    albedo = torch.where(is_dial, (solid[[1, 2, 0]] * 1.4).clamp(0.01, 0.9), albedo)
     albedo = torch.where(is_metal, _per_sample(appearance.metal.T, samples), albedo)
-    worn = look_up(Noise.FRACTAL, u * 130 + 4096 * thing[0], v * 130 + w * 90)
+    worn = look_up(Noise.FRACTAL, u * 130 + 4096 * solid[0], v * 130 + w * 90)
     albedo = (albedo * (1 + 0.06 * worn)).clamp(0.003, 0.97)
-    return Surface(albedo, torch.zeros_like(u), torch.where(is_dial, 1.5, thing[3]), is_metal.to(u.dtype),
-                   10 + 50 * thing[3].clamp(max=1))
+    return Material(albedo, torch.zeros_like(u), torch.where(is_dial, 1.5, solid[3]), is_metal.to(u.dtype),
+                    10 + 50 * solid[3].clamp(max=1))

@@ -44,7 +44,7 @@ def measure(vertices: np.ndarray, faces: np.ndarray) -> Interaction:
         # The exact test is for the vertices that the tangent plane at the nearest vertex does not put outside.
         near, nearest = points[is_near], nearest[is_near]
         doubtful = near[((near - other[nearest]) * normals[hand.other][nearest]).sum(axis=1) < _DOUBTFUL]
-        inside = doubtful[winding_number(doubtful, *closed_at_wrist(other, other_faces)) > 0.5]
+        inside = doubtful[winding_number(doubtful, closed_at_wrist(other, other_faces)) > 0.5]
         depths.append(surface_distance(inside, other, other_faces))
         nearest_few = points[np.argsort(apart)[:_NEAREST_FEW]]
         gap = min(gap, surface_distance(nearest_few, other, other_faces).min())
@@ -74,33 +74,39 @@ def own_depth_mm(vertices: np.ndarray, faces: np.ndarray, bone_of: np.ndarray) -
         height = ((vertices[own] - vertices[others[nearest]]) * normals[others[nearest]]).sum(axis=1)
         # The surface that covers a vertex is nearest straight above it.
         own = own[(distance < _REACH) & (height < np.where(distance < _STEEP, 0, -0.5 * distance))]
+        if not len(own):
+            continue
         # A point just outside the skin is inside the closed mesh only where another part covers it.
-        covered = own[winding_number(vertices[own] + 2e-4 * normals[own], *closed) > 0.5]
+        covered = own[winding_number(vertices[own] + 2e-4 * normals[own], closed) > 0.5]
         if len(covered):
             depth = surface_distance(vertices[covered], vertices, faces[is_other[face_bone]])
             deepest = max(deepest, 1e3 * float(depth.max()))
     return deepest
 
 
-def closed_at_wrist(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The mesh with its wrist closed by a fan of triangles around one more vertex."""
-    loop = boundary_loop(faces)
-    lid = np.stack([loop, np.roll(loop, -1), np.full(len(loop), len(vertices))], axis=1)
-    return np.concatenate([vertices, vertices[loop].mean(axis=0, keepdims=True)]), np.concatenate([faces, lid])
+def closed_at_wrist(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """Triangles (F', 3, 3) of the mesh and of a fan that closes its wrist."""
+    rim = vertices[boundary_loop(faces)]
+    fan = np.stack(np.broadcast_arrays(rim, np.roll(rim, -1, axis=0), rim.mean(axis=0)), axis=1)
+    return np.concatenate([vertices[faces], fan])
 
 
-def winding_number(points: np.ndarray, vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Winding numbers (Q,) of a closed mesh around points (Q, 3): 1 inside, 0 outside (van Oosterom, Strackee 1983)."""
-    total = np.zeros(len(points))
-    for start in range(0, len(points), 64):
-        to_vertices = vertices.T[:, None] - points[start: start + 64].T[..., None]  # (3, Q, V)
-        a, b, c = (to_vertices[:, :, faces[:, corner]].astype(np.float32) for corner in range(3))
-        la, lb, lc = (np.sqrt((x * x).sum(axis=0)) for x in (a, b, c))
-        ab, bc, ca = ((x * y).sum(axis=0) for x, y in ((a, b), (b, c), (c, a)))
-        volume = sum(a[k] * (b[k - 2] * c[k - 1] - b[k - 1] * c[k - 2]) for k in range(3))
-        angle = np.arctan2(volume, la * lb * lc + ab * lc + bc * la + ca * lb)
-        total[start: start + 64] = angle.sum(axis=1) / (2 * np.pi)
-    return total
+def winding_number(points: np.ndarray, triangles: np.ndarray) -> np.ndarray:
+    """Winding numbers (Q,) of a closed surface (F, 3, 3) around points (Q, 3): 1 inside, 0 outside.
+
+    Sums the solid angles of the triangles (van Oosterom and Strackee, 1983).
+    """
+    a, b, c = np.moveaxis(triangles, 1, 0)                                          # (F, 3) each
+    square = (points * points).sum(axis=1)[:, None]
+
+    def product(k: np.ndarray, m: np.ndarray) -> np.ndarray:
+        """(k − p)·(m − p) of all points p, (Q, F)."""
+        return square - points @ (k + m).T + (k * m).sum(axis=1)
+
+    la, lb, lc = (np.sqrt(np.maximum(product(k, k), 0)) for k in (a, b, c))
+    volumes = (a * np.cross(b, c)).sum(axis=1) - points @ (np.cross(a, b) + np.cross(b, c) + np.cross(c, a)).T
+    below = la * lb * lc + product(a, b) * lc + product(b, c) * la + product(c, a) * lb
+    return np.arctan2(volumes, below).sum(axis=1) / (2 * np.pi)
 
 
 def surface_distance(points: np.ndarray, vertices: np.ndarray, faces: np.ndarray, nearest: int = 24) -> np.ndarray:

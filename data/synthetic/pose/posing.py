@@ -11,10 +11,10 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from common.hands import MODEL16, Hand
-from common.mano.model import HandModel, ManoLayer
+from common.mano.model import HandModel
 from common.types import map_tensors
 from data.synthetic.pose.arm import forearm_direction
-from data.synthetic.pose.articulation import Rig, load_rig
+from data.synthetic.pose.articulation import load_rig
 from data.synthetic.pose.contact import Settled, Solver, Task, build_solver, mend, model_rotations, settle
 from data.synthetic.pose.families import FAMILY_SHARES, Start, sample_pair, sample_single
 from data.synthetic.pose.interaction import Interaction, measure
@@ -33,14 +33,12 @@ class HandSet(NamedTuple):
     """The hand model and everything that posing precomputes from it."""
 
     model: HandModel
-    layer: ManoLayer
-    rig: Rig
     surface: Surface
     solver: Solver
 
     def joints(self, vertices: np.ndarray) -> np.ndarray:
         """The joints (2, 21, 3) of meshes (2, 778, 3)."""
-        return self.layer.regressor.double().numpy() @ vertices
+        return self.solver.layer.regressor.double().numpy() @ vertices
 
 
 class Step(NamedTuple):
@@ -62,9 +60,7 @@ class Step(NamedTuple):
 
 
 def build_hand_set(model: HandModel) -> HandSet:
-    rig = load_rig()
-    solver = build_solver(model, rig)
-    return HandSet(model, solver.layer, rig, hand_surface(model), solver)
+    return HandSet(model, hand_surface(model), build_solver(model, load_rig()))
 
 
 def pose_steps(kinds: list[str], shapes: np.ndarray, rngs: list[np.random.Generator], solver: Solver) -> list[Step]:
@@ -173,8 +169,8 @@ def rest_wrists(hands: HandSet, shape: np.ndarray) -> np.ndarray:
 
 def _recentered(step: Step, rng: np.random.Generator) -> Step:
     """The step translated so that the centre of the present hands is near the origin, where cameras aim."""
-    seen = step.vertices[list(step.present)]
-    shift = rng.normal(0, 0.012, 3) - (seen.min(axis=(0, 1)) + seen.max(axis=(0, 1))) / 2
+    present = step.vertices[list(step.present)]
+    shift = rng.normal(0, 0.012, 3) - (present.min(axis=(0, 1)) + present.max(axis=(0, 1))) / 2
     return step._replace(wrist=step.wrist + shift, vertices=(step.vertices + shift).astype(np.float32))
 
 
