@@ -9,7 +9,9 @@ from data.HIC.reader import HIC
 from data.InterHand26M.reader import InterHand26M
 from data.schema import BoxSource, Filter, Reader
 
-READERS: dict[str, Callable[..., Reader]] = {"InterHand26M": InterHand26M, "HIC": HIC}
+READERS: dict[str, Callable[[str | Path, str, HandModel, Filter, BoxSource], Reader]] = {
+    "InterHand26M": InterHand26M, "HIC": HIC,
+}
 
 
 def build_reader(name: str, *, root: str | Path, split: str, hand_model: HandModel, filter: Filter,

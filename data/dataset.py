@@ -21,7 +21,7 @@ from data.schema import Reader, Record
 from data.subset import spread_evenly
 
 
-class TwoHandDataset(Dataset):
+class TwoHandDataset(Dataset[Sample]):
     """Samples of a reader, indexed by (epoch, index). One that cannot be used comes empty, with its fault.
 
     size: side of the crop, pixels.  box_ratio: share of the crop that the hands fill.

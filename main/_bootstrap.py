@@ -2,6 +2,7 @@
 the program quietly while it still imports, and answers `--help` before anything slow is imported."""
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -11,12 +12,13 @@ if str(ROOT) not in sys.path:
 
 def _start() -> None:
     from common.errors import leave_on_interrupt  # needs the standard library only
-    from main.arguments import PARSERS
 
     leave_on_interrupt()
     program = Path(sys.argv[0]).resolve()
-    if program.parent == ROOT / "main" and program.name in PARSERS and {"-h", "--help"} & set(sys.argv[1:]):
-        PARSERS[program.name]().parse_args()
+    if {"-h", "--help"} & set(sys.argv[1:]) and program.parent in (ROOT / "main", ROOT / "tool"):
+        parsers = import_module(f"{program.parent.name}.arguments").PARSERS
+        if program.name in parsers:
+            parsers[program.name](sys.modules["__main__"].__doc__).parse_args()
 
 
 _start()

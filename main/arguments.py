@@ -1,4 +1,7 @@
-"""The command lines of the entry points. Light to import: `--help` is answered before torch is loaded."""
+"""The command lines of the entry points. Light to import: `--help` is answered before torch is loaded.
+
+description: the docstring of the entry point.
+"""
 
 import argparse
 from collections.abc import Callable
@@ -8,8 +11,13 @@ from typing import Literal
 GPU_FORMS = "Write --gpu as 0, 0,2, 0-3 or cpu; left out, it takes every GPU."
 
 
-def train_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="train.py", description="Train a network.")
+def new_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser that prints the description as it stands."""
+    return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def train_parser(description: str | None) -> argparse.ArgumentParser:
+    parser = new_parser(description)
     _add_gpu(parser)
     parser.add_argument("--config", default="lgnet", help="a YAML file, or the name of one in main/configs")
     parser.add_argument("--continue", dest="resume", action="store_true", help="resume from the last snapshot")
@@ -18,9 +26,8 @@ def train_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def test_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="test.py", description="Test a snapshot; the model is built from the configuration in it.")
+def test_parser(description: str | None) -> argparse.ArgumentParser:
+    parser = new_parser(description)
     _add_gpu(parser)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--test_epoch", type=_epoch_or_best, metavar="N",
@@ -44,9 +51,8 @@ def test_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def demo_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="demo.py", description="Reconstruct both hands in photographs. Without "
-                                     "arguments: in the images that come with the repository.")
+def demo_parser(description: str | None) -> argparse.ArgumentParser:
+    parser = new_parser(description)
     _add_gpu(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--test_epoch", type=int, help="N of output/model_dump/snapshot_N.pth.tar")
@@ -63,7 +69,7 @@ def demo_parser() -> argparse.ArgumentParser:
     return parser
 
 
-PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {       # by the entry point's file
+PARSERS: dict[str, Callable[[str | None], argparse.ArgumentParser]] = {       # by the entry point's file
     "train.py": train_parser, "test.py": test_parser, "demo.py": demo_parser}
 
 

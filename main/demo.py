@@ -106,7 +106,7 @@ def prepare_output(output: Path, outputs: list[dict[str, Path]], overwrite: bool
 
 
 def main() -> int:
-    parser = demo_parser()
+    parser = demo_parser(__doc__)
     args = parser.parse_args()
     if args.input is None:
         args.input, args.boxes, args.overwrite = EXAMPLES, EXAMPLES / "boxes.json", True

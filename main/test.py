@@ -69,7 +69,7 @@ def score(output: Path, which: int | Path, overrides: list[str], dump: Path | No
 
 
 def main() -> int:
-    args = test_parser().parse_args()
+    args = test_parser(__doc__).parse_args()
     chosen = {"data.testset": args.testset, "data.test_split": args.split, "test.protocol": args.protocol,
               "test.pck_exclude_root": args.pck_exclude_root, "test.pck_strict": args.pck_strict,
               "test.bins": args.bins and f"[{','.join(args.bins)}]"}

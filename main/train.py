@@ -32,7 +32,7 @@ def train(config: Config, resume: bool, process: Process) -> Outcome:
 
 
 def main() -> int:
-    args = train_parser().parse_args()
+    args = train_parser(__doc__).parse_args()
     config = load_config(args.config, [*args.set, *mano_overrides(args.mano)])
     return launch(partial(train, config, args.resume), args.gpu)
 

@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 import torch
 
+import main.arguments
+import tool.arguments
 from common.errors import UserError
+from common.exchange.conversion import JOINT_SETS, METRES
 from main.engine.processes.launch import Process, choose_devices
 from main.engine.run.lock import run_lock
 from main.engine.run.snapshots import load_snapshot
@@ -202,12 +205,21 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("script", ["train.py", "test.py", "demo.py"])
+ENTRY_POINTS = [*(ROOT / "main" / name for name in main.arguments.PARSERS),
+                *(ROOT / "tool" / name for name in tool.arguments.PARSERS)]
+
+
+@pytest.mark.parametrize("script", ENTRY_POINTS, ids=lambda path: path.name)
 def test_help_is_answered_before_torch_is_imported(script):
-    code = f"import sys; sys.modules['torch'] = None; sys.argv = [{str(MAIN / script)!r}, '--help']; " \
-           f"sys.path.insert(0, {str(MAIN)!r}); import runpy; runpy.run_path(sys.argv[0], run_name='__main__')"
+    code = f"import sys; sys.modules['torch'] = None; sys.argv = [{str(script)!r}, '--help']; " \
+           f"sys.path.insert(0, {str(script.parent)!r}); import runpy; runpy.run_path(sys.argv[0], run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and done.stdout.startswith(f"usage: {script}") and "--gpu" in done.stdout, done.stderr
+    assert done.returncode == 0 and done.stdout.startswith(f"usage: {script.name}") and "--help" in done.stdout, \
+        done.stderr
+
+
+def test_the_choices_of_command_lines_are_those_of_the_code():
+    assert tool.arguments.UNITS == tuple(METRES) and tool.arguments.JOINT_ORDERS == tuple(JOINT_SETS)
 
 
 def interrupted_at_import(script: str, number: int) -> subprocess.CompletedProcess:

@@ -10,9 +10,7 @@ Exit code 4 if images could not be read.
 
 import _bootstrap
 
-import argparse
 import logging
-import os
 import time
 from pathlib import Path
 
@@ -21,13 +19,13 @@ from data.InterHand26M.annotations import Annotations, open_annotations
 from data.InterHand26M.brightness import measure_brightness
 from data.InterHand26M.filters import PUBLISHED_COUNTS, choose, human_list
 from data.InterHand26M.layout import Layout, find_layout
+from tool.arguments import SPLITS, build_index_parser
 
-SPLITS = ("train", "val", "test")
 NAMED_FAILURES = 10
 
 
 def main() -> int:
-    args = _parse_args()
+    args = build_index_parser(__doc__).parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if args.workers < 1:
         raise UserError(f"--workers is {args.workers}.", "It must be at least 1.")
@@ -44,16 +42,6 @@ def main() -> int:
     if len(failures) > NAMED_FAILURES:
         print(f"and {len(failures) - NAMED_FAILURES} more")
     return EXIT_SOME_FAILED if failures else EXIT_OK
-
-
-def _parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("root", type=Path, help="the folder that holds 'annotations' and 'images'")
-    parser.add_argument("--split", nargs="+", choices=SPLITS, default=[], help="left out: all that are there")
-    parser.add_argument("--force", action="store_true", help="build again even if nothing has changed")
-    parser.add_argument("--dark", action="store_true", help="measure how bright the images are")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that read images")
-    return parser.parse_args()
 
 
 def _layouts(root: Path, splits: list[str]) -> list[tuple[str, Layout]]:

@@ -10,7 +10,6 @@ snapshots made with one accept the other.
 
 import _bootstrap
 
-import argparse
 import os
 from pathlib import Path
 
@@ -19,13 +18,11 @@ import numpy as np
 from common.errors import UserError, run_entry_point
 from common.files import sha256_of, write_atomically
 from common.mano.files import ManoFile, find_mano, hand_model_of, read_mano
+from tool.arguments import convert_mano_parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mano", metavar="FOLDER", default="", help="folder of MANO_RIGHT.pkl and MANO_LEFT.pkl")
-    parser.add_argument("--force", action="store_true", help="replace .npz files that exist")
-    args = parser.parse_args()
+    args = convert_mano_parser(__doc__).parse_args()
     files = read_mano(find_mano(os.path.abspath(os.path.expanduser(args.mano)) if args.mano else ""))
     pickles = {file.path.with_suffix(".npz"): file for file in files if file.path.suffix == ".pkl"}
     refuse_useless(files, list(pickles), args.force)

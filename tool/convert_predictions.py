@@ -30,8 +30,6 @@ import numpy as np
 
 from common.errors import UserError, run_entry_point
 from common.exchange.conversion import (
-    JOINT_SETS,
-    METRES,
     Form,
     Matrices,
     Points,
@@ -47,10 +45,11 @@ from common.files import write_atomically
 from common.mano.model import HandModel
 from main.build import build_hand_model
 from main.config import load_config, mano_overrides
+from tool.arguments import convert_predictions_parser
 
 
 def main() -> None:
-    args = _parse_args()
+    args = convert_predictions_parser(__doc__).parse_args()
     if args.direction == "import":
         config = load_config("lgnet", [*args.set, *mano_overrides(args.mano)])
         model = build_hand_model(config.hand_model)
@@ -128,42 +127,6 @@ def _read_form(kind: type[Form], path: Path) -> Form:
 def _write_form(path: Path, form: Form) -> None:
     arrays = {name: values for name, values in form._asdict().items() if values is not None}
     write_atomically(path, lambda file: np.savez(file, **arrays))
-
-
-def _parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    directions = parser.add_subparsers(dest="direction", required=True)
-    for direction in ("import", "export"):
-        forms = directions.add_parser(direction).add_subparsers(dest="form", required=True)
-        for form in ("interwild", "matrices", "points"):
-            _add_arguments(forms.add_parser(form), direction, form)
-    return parser.parse_args()
-
-
-def _add_arguments(parser: argparse.ArgumentParser, direction: str, form: str) -> None:
-    parser.add_argument("source", type=Path)
-    parser.add_argument("target", type=Path)
-    parser.add_argument("--mano", metavar="FOLDER", help="where the MANO files are, for predictions made with them")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
-                        help="what the predictions are for: data.testset=HIC data.test_split=test")
-    if form == "interwild":
-        if direction == "import":
-            parser.add_argument("--suffix", default=".jpg", help="of images that a file does not name")
-        return
-    parser.add_argument("--unit", choices=METRES, default="m", help="of lengths")
-    parser.add_argument("--left_hand", choices=["own", "mirrored"], default="own",
-                        help="mirrored: left hands are right hands seen in a mirror across x = 0, with their "
-                             "translation, as models for right hands alone give them")
-    if form == "matrices":
-        parser.add_argument("--pivot", choices=["wrist", "mano"], default="wrist",
-                            help="wrist: the translation is where the wrist regressed from the posed mesh ends up; "
-                                 "mano: it is added to the vertices as MANO poses them, turned about the resting "
-                                 "hand's wrist joint ('transl' of smplx, 'trans' of InterHand2.6M)")
-    else:
-        parser.add_argument("--order", choices=JOINT_SETS, default="mano21", help="of the joints")
-        parser.add_argument("--frame", choices=["wrist", "camera"], default="wrist",
-                            help="wrist: each hand is relative to its own wrist; camera: both are in one frame with "
-                                 "the camera's axes")
 
 
 if __name__ == "__main__":

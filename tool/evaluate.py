@@ -11,7 +11,6 @@ the test set cannot be used.
 
 import _bootstrap
 
-import argparse
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -37,10 +36,11 @@ from main.engine.bad_samples import BadSamples
 from main.engine.batches import batches, build_loader
 from main.engine.evaluator import samples_sha256
 from main.engine.processes.launch import Process
+from tool.arguments import evaluate_parser
 
 
 def main() -> int:
-    args = _parse_args()
+    args = evaluate_parser(__doc__).parse_args()
     file = PredictionFile(args.file)
     chosen = [] if args.protocol is None else [f"test.protocol={args.protocol}"]
     config = configure(file, [*args.set, *chosen, *mano_overrides(args.mano)])
@@ -150,19 +150,6 @@ def _report(scores: Scores, folder: Path) -> int:
     if counts.unusable:
         print(f"{counts.unusable} samples cannot be used and are in no mean: {scores.unusable}.", file=sys.stderr)
     return EXIT_SOME_FAILED if counts.not_finite or counts.unusable else EXIT_OK
-
-
-def _parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path, metavar="FILE.npz")
-    parser.add_argument("--protocol", help="short for --set test.protocol=NAME: whose numbers are printed and drawn")
-    parser.add_argument("--mano", metavar="FOLDER", help="where the MANO files are, for predictions made with them")
-    parser.add_argument("--allow_missing", action="store_true",
-                        help="score what was predicted, although samples or hands are missing; they are counted")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="for the results (default: FILE_scores)")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
-                        help="change data and test options, for example data.root=FOLDER")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

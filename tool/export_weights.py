@@ -10,7 +10,6 @@ unless told otherwise.
 
 import _bootstrap
 
-import argparse
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,10 +21,11 @@ from main.config import changed_config, config_from_dict, config_to_dict, refuse
 from main.engine.run.provenance import portable
 from main.engine.run.record import RECORD_FILE, Start, read_record
 from main.engine.run.snapshots import Snapshot, load_snapshot
+from tool.arguments import export_weights_parser
 
 
 def main() -> int:
-    args = _parse_args()
+    args = export_weights_parser(__doc__).parse_args()
     if args.out.suffix != WEIGHTS_SUFFIX:
         raise UserError(f"The file to write is {args.out}.", f"Its name must end in {WEIGHTS_SUFFIX}.")
     run = read_run(args.snapshot)
@@ -94,16 +94,6 @@ def measured(path: Path, sha256: str) -> dict[str, Any]:
             "baseline": plain(result.baseline), "data": result.data,
             "flip_test": config_from_dict(result.config).test.flip_test, "mpjpe": scores.mpjpe, "mpvpe": scores.mpvpe,
             "mrrpe": scores.mrrpe, "interval_95": scores.interval_95}
-
-
-def _parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("snapshot", type=Path, help="written by train.py")
-    parser.add_argument("out", type=Path, metavar="OUT.safetensors", help="the file to write")
-    parser.add_argument("--metrics", type=Path, metavar="FILE", help="metrics.json of a test of this snapshot")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
-                        help="change the configuration in the file, for example test.flip_test=true")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -15,8 +15,6 @@ as `tool/verify_data.py --preset` does where nothing can be rendered. Exit code:
 import _bootstrap
 
 import argparse
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,12 +23,13 @@ from common.errors import EXIT_OK, UserError, run_entry_point
 from data.synthetic.on_disk.generate import generate
 from data.synthetic.on_disk.plan import Settings
 from data.synthetic.on_disk.preset import Preset, load_preset, print_verdict, record_preset
+from tool.arguments import make_synthetic_parser
 
 CONTENT_FLAGS = ("frames", "seed", "cameras", "interacting")
 
 
 def main() -> int:
-    args = _parse_args()
+    args = make_synthetic_parser(__doc__).parse_args()
     if args.workers < 1:
         raise UserError(f"--workers is {args.workers}.", "It must be at least 1.")
     preset = _preset(args)
@@ -67,23 +66,6 @@ def _settings(args: argparse.Namespace) -> Settings:
         raise UserError("Neither --frames nor --preset was given.", "One of them says how many images to render.")
     given = {name: getattr(args, name) for name in CONTENT_FLAGS if getattr(args, name) is not None}
     return Settings(**{"seed": 0, **given})
-
-
-def _parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the set")
-    parser.add_argument("--frames", type=int, help="images over all splits: 85 %% train, 5 %% val, 10 %% test")
-    parser.add_argument("--seed", type=int, help="default: 0")
-    parser.add_argument("--cameras", type=int, help="that see each time step (default: 2)")
-    parser.add_argument("--interacting", type=float,
-                        help="share of time steps with both hands; the rest shows one hand (default: 0.8)")
-    parser.add_argument("--preset", metavar="NAME", help="a frozen benchmark: rendered-v1")
-    parser.add_argument("--record", action="store_true",
-                        help="for maintainers: freeze a preset that has not been recorded from what this code renders")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one for each CPU)")
-    parser.add_argument("--hand_model", choices=["builtin"], default="builtin",
-                        help="MANO has no skin of its own: only the built-in hand can be rendered")
-    return parser.parse_args()
 
 
 def _print_interactions(interactions: dict[str, dict[str, Any]]) -> None:

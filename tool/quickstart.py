@@ -6,7 +6,6 @@ Every step reuses what an earlier run left. To start over, delete the output fol
 
 import _bootstrap
 
-import argparse
 import json
 import shutil
 import subprocess
@@ -23,17 +22,13 @@ from data import build_reader
 from data.subset import spread_evenly
 from main.config import Config, load_config
 from main.engine.run.snapshots import snapshot_path, snapshots_in
+from tool.arguments import quickstart_parser
 
-FRAMES = 1000
 NUM_PHOTOS = 12
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gpu", help="as for train.py")
-    parser.add_argument("--config", default="quickstart", help="as for train.py")
-    parser.add_argument("--frames", type=int, default=FRAMES, help="how many frames are rendered")
-    args = parser.parse_args()
+    args = quickstart_parser(__doc__).parse_args()
     config = load_config(args.config)
     output, gpu = ROOT / config.output, ["--gpu", args.gpu] if args.gpu else []
     epoch = config.train.epochs - 1

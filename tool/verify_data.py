@@ -11,9 +11,7 @@ the set cannot be opened.
 
 import _bootstrap
 
-import argparse
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -38,8 +36,8 @@ from main.build import build_dataset, build_hand_model
 from main.config import Config, load_config, mano_overrides
 from main.engine.batches import loaded
 from main.engine.processes.seeding import use_one_thread
+from tool.arguments import SPLITS, verify_data_parser
 
-SPLITS = ("train", "val", "test")
 SHOWN = 3       # of each reason; --json has all
 
 
@@ -66,7 +64,7 @@ class Examination(Dataset):
 
 
 def main() -> int:
-    args = _parse_args()
+    args = verify_data_parser(__doc__).parse_args()
     if args.workers < 0 or args.limit < 0:
         raise UserError(f"--workers is {args.workers} and --limit {args.limit}.", "Neither may be negative.")
     config = load_config(args.config, [*args.set, *mano_overrides(args.mano)])
@@ -82,23 +80,6 @@ def main() -> int:
         content = {"name": name, "root": config.data.root, "filter": config.data.filter, "splits": reports}
         write_atomically(args.json, lambda file: file.write(json.dumps(content, indent=2).encode()))
     return EXIT_SOME_FAILED if any(report["bad"] or report["broken"] for report in reports.values()) else EXIT_OK
-
-
-def _parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="lgnet", help="a YAML file, or the name of one in main/configs")
-    parser.add_argument("--testset", metavar="NAME", help="the data set (default: the configuration's data.trainset)")
-    parser.add_argument("--preset", metavar="NAME", help="is the set under data.root this one? For example rendered-v1")
-    parser.add_argument("--split", nargs="+", help=f"default: those that exist of {', '.join(SPLITS)}")
-    parser.add_argument("--mano", metavar="FOLDER", help="use the MANO files in FOLDER")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
-                        help="change the configuration, for example data.root=FOLDER data.filter=all")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(),
-                        help="processes (default: one for each CPU; 0: this one)")
-    parser.add_argument("--limit", type=int, default=0,
-                        help="look at so many samples of each split, evenly spread (default: all)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings")
-    return parser.parse_args()
 
 
 def _readers(config: Config, hand_model: HandModel, name: str, splits: list[str] | None

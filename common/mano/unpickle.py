@@ -175,7 +175,7 @@ _ALLOWED: dict[str, Callable[..., Any]] = {
 Operation = Callable[[Any], None]       # takes the unpickler
 
 
-class _Operations(dict):
+class _Operations(dict[int, Operation]):
     """pickle's operations by code, those that a hand model needs, and how many a file may still use."""
 
     left = MAX_OPERATIONS

@@ -1,6 +1,7 @@
 """HIC's meshes: PLY files with the vertices of one hand, metres, camera frame."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,8 @@ def read_mesh(path: Path) -> np.ndarray:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise ValueError("it is larger than 10 MB")
-        vertices = np.asarray(trimesh.load_mesh(path, file_type="ply", process=False).vertices, dtype=np.float64)
+        mesh: Any = trimesh.load(path, file_type="ply", process=False)      # a Trimesh; without faces a PointCloud
+        vertices = np.asarray(mesh.vertices, dtype=np.float64)
     except OSError as error:
         raise BadSample(Reason.LABELS_UNREADABLE, f"{path} cannot be read: {error.strerror or error}") from None
     except Exception as error:      # a damaged PLY file makes trimesh raise almost anything

@@ -10,7 +10,7 @@ Legend: N annotations · M images · B a batch of them · C cameras · F time st
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, NoReturn, TypeVar
 
 import msgspec
 import numpy as np
@@ -97,7 +97,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 # ---------------------------------------------------------------- images and annotations
 
-def _read_images(layout: Layout, raws: list[Raw], bar: tqdm) -> _Images:
+def _read_images(layout: Layout, raws: list[Raw], bar: "tqdm[NoReturn]") -> _Images:
     cameras: dict[tuple[int, str], int] = {}
     steps: dict[tuple[int, int], int] = {}
     names, parts = [], []
@@ -126,7 +126,7 @@ def _read_images(layout: Layout, raws: list[Raw], bar: tqdm) -> _Images:
     }, cameras, steps)
 
 
-def _read_samples(layout: Layout, raws: list[Raw], images: Columns, scene: _Scene, bar: tqdm) -> Columns:
+def _read_samples(layout: Layout, raws: list[Raw], images: Columns, scene: _Scene, bar: "tqdm[NoReturn]") -> Columns:
     ids = images["images.image_id"]
     order = np.argsort(ids, kind="stable")
     parts = []
@@ -197,7 +197,7 @@ def _refuse_duplicates(ids: np.ndarray, layout: Layout, list_name: str) -> None:
 
 
 def _batches(raws: list[Raw], kind: type[_Entry], layout: Layout, list_name: str,
-             bar: tqdm) -> Iterator[tuple[int, list[_Entry]]]:
+             bar: "tqdm[NoReturn]") -> Iterator[tuple[int, list[_Entry]]]:
     """The entries of a list in batches, each with the place of its first one."""
     decoder, path = msgspec.json.Decoder(kind), layout.data
     for start in range(0, len(raws), _BATCH):

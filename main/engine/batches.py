@@ -73,7 +73,7 @@ class _UsableBatches:
     batch with fewer than two usable samples has no statistics and comes blank.
     """
 
-    def __init__(self, loader: DataLoader, device: torch.device):
+    def __init__(self, loader: DataLoader[Sample], device: torch.device):
         self.loader, self.device = loader, device
 
     def __len__(self) -> int:
@@ -126,7 +126,7 @@ class _RenderedBatches:
 # ---------------------------------------------------------------- loader processes
 
 def build_loader(dataset: TwoHandDataset, sampler: EpochSampler, *, batch_size: int, workers: int,
-                 device: torch.device, drop_last: bool) -> DataLoader:
+                 device: torch.device, drop_last: bool) -> DataLoader[Sample]:
     """Stacked samples of `dataset` in the sampler's order. The loader processes live as long as the loader."""
     return DataLoader(
         dataset, batch_size, sampler=sampler, drop_last=drop_last, num_workers=workers, worker_init_fn=use_one_thread,
@@ -135,7 +135,7 @@ def build_loader(dataset: TwoHandDataset, sampler: EpochSampler, *, batch_size: 
     )
 
 
-def batches(loader: DataLoader, device: torch.device) -> Iterator[TwoHandBatch]:
+def batches(loader: DataLoader[Sample], device: torch.device) -> Iterator[TwoHandBatch]:
     """The loader's batches on the device, bad samples and all."""
     for samples in loaded(loader):
         yield on_device(samples, device)
@@ -148,7 +148,7 @@ def on_device(samples: Sample, device: torch.device) -> TwoHandBatch:
                         samples.fault)
 
 
-def loaded(loader: DataLoader) -> Iterator[Any]:
+def loaded(loader: DataLoader[Sample]) -> Iterator[Sample]:
     """What the loader gives. What goes wrong in its processes is told as the user's error it is."""
     iterator = iter(loader)
     while True:

@@ -165,7 +165,7 @@ class Trainer:
         loss = torch.stack([each["loss/total"].detach() for each in scalars]).sum()
         return Learned(loss, self.grad_norm(), scalars, indices, faults)
 
-    def unshared_gradients(self) -> AbstractContextManager:
+    def unshared_gradients(self) -> AbstractContextManager[object]:
         """Processes exchange the gradients of a step once, with its last batch."""
         parallel = self.parallel
         return parallel.no_sync() if isinstance(parallel, nn.parallel.DistributedDataParallel) else nullcontext()

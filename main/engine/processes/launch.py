@@ -44,7 +44,7 @@ class Process:
     device: torch.device
     rank: int = 0
     world_size: int = 1
-    saving: AbstractContextManager = nullcontext()
+    saving: AbstractContextManager[object] = nullcontext()
 
     @property
     def is_main(self) -> bool:
