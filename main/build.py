@@ -19,7 +19,6 @@ from data import build_reader
 from data.dataset import TwoHandDataset
 from data.schema import Reader
 from data.subset import EvenSubset, JoinedReader
-from data.synthetic.batches import RenderedBatches
 from main.config import Config, HandModelConfig
 from main.engine.batches import RenderedSamples, SamplesOnDisk, TrainingSamples, predict
 from main.engine.evaluator import Evaluator
@@ -54,6 +53,7 @@ def build_training_samples(config: Config, hand_model: HandModel, device: torch.
     dataset = _dataset(config, reader, augmented=True)
     if not data.render_anew:
         return SamplesOnDisk(dataset, workers=data.workers, max_bad_fraction=data.max_bad_fraction)
+    from data.synthetic.batches import RenderedBatches  # imported here: training from files needs no renderer
     return RenderedSamples(reader, RenderedBatches.of_set(
         reader, ROOT / data.root, data.train_split, size=config.model.input_size, box_ratio=data.box_ratio,
         seed=config.train.seed, device=device))

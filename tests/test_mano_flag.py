@@ -58,7 +58,7 @@ def test_training_testing_and_demo_use_the_files_wherever_they_lie(run, hand_mod
     mano = write_mano(tmp_path / "MANO files", hand_model)
     for split in ("train", "test"):
         root = write_interhand(tmp_path / "data", load_mano(str(mano)), split).root
-    config = {"model": {"backbone": "resnet18", "input_size": 64, "channels": 32, "lgfa": "prenorm"},
+    config = {"model": {"backbone": "resnet18", "input_size": 64, "channels": 32, "variants": ["lgfa_prenorm"]},
               "train": {"epochs": 1, "batch_size": 3, "validate_every": 0}, "data": {"root": str(root), "workers": 0}}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
     output = tmp_path / "run"

@@ -1,6 +1,7 @@
 """Rules that hold for all source files, checked on their syntax trees."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,14 @@ def test_importing_the_packages_pulls_in_nothing_graphical_or_heavy():
         "sys.exit(f'imported {bad}' if bad else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_training_from_files_imports_no_renderer():
+    code = ("import sys, main.train, main.test, main.demo;"
+            "sys.exit(' '.join(name for name in sys.modules if name.startswith('data.synthetic.')) or 0)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "main", env=os.environ | {"PYTHONPATH": str(ROOT)},
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

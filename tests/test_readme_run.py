@@ -33,7 +33,7 @@ from common.weights import SHIPPED
 
 pytestmark = pytest.mark.slow
 
-TINY = {"model": {"backbone": "resnet18", "input_size": 64, "channels": 16, "lgfa": "prenorm"},
+TINY = {"model": {"backbone": "resnet18", "input_size": 64, "channels": 16, "variants": ["lgfa_prenorm"]},
         "train": {"epochs": 2, "batch_size": 3, "lr_drops": [1], "log_every": 1}, "data": {"workers": 0}}
 FEW_FRAMES = 24
 TWO_ROWS = ("--rows", "full", "wo_lgblock")

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,10 @@ from common.types import Sample, Stages, TwoHandBatch, map_tensors
 from data.augment import float_image
 from data.dataset import EpochSampler, TwoHandDataset
 from data.schema import Reader
-from data.synthetic.batches import RenderedBatches
 from main.engine.processes.seeding import use_one_thread
+
+if TYPE_CHECKING:
+    from data.synthetic.batches import RenderedBatches  # training from files imports no renderer
 
 # How torch's messages begin when a loader process has died; the thread that pins memory dies of it too.
 _DEAD_LOADER = ("DataLoader worker (pid", "Pin memory thread exited")
@@ -95,7 +97,7 @@ class RenderedSamples:
 
     max_bad_fraction = 0.0
 
-    def __init__(self, reader: Reader, rendered: RenderedBatches):
+    def __init__(self, reader: Reader, rendered: "RenderedBatches"):
         self.reader, self.rendered = reader, rendered
 
     def __len__(self) -> int:
@@ -108,7 +110,7 @@ class RenderedSamples:
 class _RenderedBatches:
     """Batches drawn in a sampler's order."""
 
-    def __init__(self, rendered: RenderedBatches, sampler: EpochSampler, batch_size: int, drop_last: bool,
+    def __init__(self, rendered: "RenderedBatches", sampler: EpochSampler, batch_size: int, drop_last: bool,
                  device: torch.device):
         self.rendered, self.device = rendered, device
         self.keys: Any = BatchSampler(sampler, batch_size, drop_last)   # type: ignore[arg-type]   # of any sampler
