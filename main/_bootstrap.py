@@ -5,7 +5,8 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+# Looked for and not counted: the links to this file in other folders may have been copied as files.
+ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "common" / "files.py").is_file())
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
