@@ -306,7 +306,7 @@ def _one_of_two(rank: int, store: str, root: Path, output: Path, fraction: float
     trainer = toy_trainer(dataset, output, model=ToyHands(dropout=0.0, normalized=False), process=process,
                           batch_size=1, epochs=2, max_bad_fraction=fraction)
     try:
-        code = trainer.fit()
+        code = int(trainer.fit())
     except UserError as error:
         code = error.exit_code
     torch.save({"code": code, "bad": trainer.bad.faults, "step": trainer.progress.step,
