@@ -85,10 +85,10 @@ def _check_size(found: tuple[int, int], expected: tuple[int, int] | None) -> Non
     width, height = found
     if width * height > MAX_PIXELS or max(found) > MAX_SIDE:
         raise BadImage(ImageFault.TOO_LARGE,
-                        f"it has {width}×{height} pixels; the limit is 100 million, and {MAX_SIDE} on a side")
+                       f"it has {width}×{height} pixels; the limit is 100 million, and {MAX_SIDE} on a side")
     if expected is not None and found != expected:
         raise BadImage(ImageFault.SIZE,
-                        f"it has {width}×{height} pixels, its annotation says {expected[0]}×{expected[1]}")
+                       f"it has {width}×{height} pixels, its annotation says {expected[0]}×{expected[1]}")
 
 
 def _rgb_array(image: Image.Image) -> np.ndarray:

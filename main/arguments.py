@@ -16,19 +16,31 @@ def new_parser(description: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
+def add_gpu(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--gpu", help=GPU_FORMS)
+
+
+def add_mano(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--mano", metavar="FOLDER", help=text)
+
+
+def add_set(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=text)
+
+
 def train_parser(description: str | None) -> argparse.ArgumentParser:
     parser = new_parser(description)
-    _add_gpu(parser)
+    add_gpu(parser)
     parser.add_argument("--config", default="lgnet", help="a YAML file, or the name of one in main/configs")
     parser.add_argument("--continue", dest="resume", action="store_true", help="resume from the last snapshot")
-    _add_mano(parser, "folder of the MANO files; short for --set hand_model.name=mano hand_model.path=FOLDER")
-    _add_set(parser, "change the configuration, for example train.lr=3e-4")
+    add_mano(parser, "folder of the MANO files; short for --set hand_model.name=mano hand_model.path=FOLDER")
+    add_set(parser, "change the configuration, for example train.lr=3e-4")
     return parser
 
 
 def test_parser(description: str | None) -> argparse.ArgumentParser:
     parser = new_parser(description)
-    _add_gpu(parser)
+    add_gpu(parser)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--test_epoch", type=_epoch_or_best, metavar="N",
                        help="of snapshot_N.pth.tar, or best: the lowest score in the validation of training")
@@ -45,44 +57,32 @@ def test_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--dump", type=Path, metavar="FILE.npz", help="write the errors of each sample")
     parser.add_argument("--save_predictions", type=Path, metavar="FILE.npz",
                         help="write the predictions, which tool/evaluate.py can score again")
-    _add_mano(parser, "where the MANO files are, for a snapshot that was trained with them")
+    add_mano(parser, "where the MANO files are, for a snapshot that was trained with them")
     parser.add_argument("--output", default="output", help="the run's output folder; relative to the repository")
-    _add_set(parser, "change data and test options, for example data.root=FOLDER")
+    add_set(parser, "change data and test options, for example data.root=FOLDER")
     return parser
 
 
 def demo_parser(description: str | None) -> argparse.ArgumentParser:
     parser = new_parser(description)
-    _add_gpu(parser)
+    add_gpu(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--test_epoch", type=int, help="N of output/model_dump/snapshot_N.pth.tar")
     which.add_argument("--checkpoint", type=Path, metavar="FILE", help="a snapshot elsewhere, or a file of weights; "
                        "left out: the weights that come with the repository")
     parser.add_argument("--input", type=Path, help="a folder of images, or one image; left out: those that come "
                         "with the repository")
-    parser.add_argument("--output", type=Path, help="folder for the results; may be left out with --input")
+    parser.add_argument("--output", type=Path, help="folder for the results; left out together with --input")
     parser.add_argument("--boxes", type=Path, metavar="FILE",
                         help='JSON with tight boxes round both hands: {"file name": [x, y, width, height]} in pixels')
-    _add_mano(parser, "where the MANO files are, for a snapshot that was trained with them")
+    add_mano(parser, "where the MANO files are, for a snapshot that was trained with them")
     parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
-    _add_set(parser, "change the configuration, for example data.box_ratio=0.7")
+    add_set(parser, "change the configuration, for example data.box_ratio=0.7")
     return parser
 
 
 PARSERS: dict[str, Callable[[str | None], argparse.ArgumentParser]] = {       # by the entry point's file
     "train.py": train_parser, "test.py": test_parser, "demo.py": demo_parser}
-
-
-def _add_gpu(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--gpu", help=GPU_FORMS)
-
-
-def _add_mano(parser: argparse.ArgumentParser, text: str) -> None:
-    parser.add_argument("--mano", metavar="FOLDER", help=text)
-
-
-def _add_set(parser: argparse.ArgumentParser, text: str) -> None:
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=text)
 
 
 def _epoch_or_best(text: str) -> int | Literal["best"]:

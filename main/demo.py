@@ -109,8 +109,11 @@ def main() -> int:
     parser = demo_parser(__doc__)
     args = parser.parse_args()
     if args.input is None:
-        args.input, args.boxes, args.overwrite = EXAMPLES, EXAMPLES / "boxes.json", True
-        args.output = args.output or ROOT / "output" / "demo"
+        if args.boxes:
+            parser.error("--boxes needs --input, the images that the boxes are of")
+        args.input, args.boxes = EXAMPLES, EXAMPLES / "boxes.json"
+        if args.output is None:         # nobody else writes there
+            args.output, args.overwrite = ROOT / "output" / "demo", True
     elif args.output is None:
         parser.error("--input needs --output, a folder for the results")
     return launch(partial(demo, args), args.gpu)

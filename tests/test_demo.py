@@ -225,6 +225,22 @@ def test_one_picture_may_be_given_instead_of_a_folder(run_demo, pictures: Path, 
     assert (tmp_path / "out" / "panel" / "wide.png").is_file()
 
 
+def test_without_input_the_images_of_the_repository_are_used_and_nothing_is_replaced(run_demo, tmp_path: Path, capsys):
+    assert run_demo("--output", tmp_path / "out") == 0
+    examples = sorted(file.stem for file in (ROOT / "common" / "assets" / "examples").glob("*.jpg"))
+    assert sorted(file.stem for file in (tmp_path / "out" / "panel").iterdir()) == examples and len(examples) == 8
+    assert "whole" not in capsys.readouterr().out       # all have boxes
+    with pytest.raises(UserError, match="results exist already"):
+        run_demo("--output", tmp_path / "out")
+
+
+def test_boxes_without_the_images_they_are_of_are_refused(run_demo, pictures: Path, capsys):
+    (pictures / "boxes.json").write_text("{}")
+    with pytest.raises(SystemExit) as stopped:
+        run_demo("--boxes", pictures / "boxes.json")
+    assert stopped.value.code == 2 and "--boxes needs --input" in capsys.readouterr().err
+
+
 def test_unreadable_pictures_are_named_and_the_others_done(run_demo, pictures: Path, tmp_path: Path, capsys):
     (pictures / "broken.jpg").write_text("not a picture")
     assert run_demo("--input", pictures, "--output", tmp_path / "out") == EXIT_SOME_FAILED

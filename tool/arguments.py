@@ -1,15 +1,14 @@
-"""The command lines of the tools, as in main.arguments.
-"""
+"""The command lines of the tools, as in main.arguments."""
 
 import argparse
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-from main.arguments import new_parser
+from main.arguments import add_mano, add_set, new_parser
 
-UNITS = ("m", "mm")                      # of common.exchange.conversion.METRES
-JOINT_ORDERS = ("mano21", "interhand21")  # of common.exchange.conversion.JOINT_SETS
+UNITS = ("m", "mm")                         # of common.exchange.conversion.METRES
+JOINT_ORDERS = ("mano21", "interhand21")    # of common.exchange.conversion.JOINT_SETS
 SPLITS = ("train", "val", "test")
 
 
@@ -17,12 +16,11 @@ def evaluate_parser(description: str | None) -> argparse.ArgumentParser:
     parser = new_parser(description)
     parser.add_argument("file", type=Path, metavar="FILE.npz")
     parser.add_argument("--protocol", help="short for --set test.protocol=NAME: whose numbers are printed and drawn")
-    parser.add_argument("--mano", metavar="FOLDER", help="where the MANO files are, for predictions made with them")
+    add_mano(parser, "where the MANO files are, for predictions made with them")
     parser.add_argument("--allow_missing", action="store_true",
                         help="score what was predicted, although samples or hands are missing; they are counted")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="for the results (default: FILE_scores)")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
-                        help="change data and test options, for example data.root=FOLDER")
+    add_set(parser, "change data and test options, for example data.root=FOLDER")
     return parser
 
 
@@ -31,8 +29,7 @@ def export_weights_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("snapshot", type=Path, help="written by train.py")
     parser.add_argument("out", type=Path, metavar="OUT.safetensors", help="the file to write")
     parser.add_argument("--metrics", type=Path, metavar="FILE", help="metrics.json of a test of this snapshot")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
-                        help="change the configuration in the file, for example test.flip_test=true")
+    add_set(parser, "change the configuration in the file, for example test.flip_test=true")
     return parser
 
 
@@ -67,9 +64,8 @@ def verify_data_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--testset", metavar="NAME", help="the data set (default: the configuration's data.trainset)")
     parser.add_argument("--preset", metavar="NAME", help="is the set under data.root this one? For example rendered-v1")
     parser.add_argument("--split", nargs="+", help=f"default: those that exist of {', '.join(SPLITS)}")
-    parser.add_argument("--mano", metavar="FOLDER", help="use the MANO files in FOLDER")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
-                        help="change the configuration, for example data.root=FOLDER data.filter=all")
+    add_mano(parser, "use the MANO files in FOLDER")
+    add_set(parser, "change the configuration, for example data.root=FOLDER data.filter=all")
     parser.add_argument("--workers", type=int, default=os.cpu_count(),
                         help="processes (default: one for each CPU; 0: this one)")
     parser.add_argument("--limit", type=int, default=0,
@@ -101,9 +97,8 @@ def convert_predictions_parser(description: str | None) -> argparse.ArgumentPars
 def _add_form(parser: argparse.ArgumentParser, direction: str, form: str) -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
-    parser.add_argument("--mano", metavar="FOLDER", help="where the MANO files are, for predictions made with them")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
-                        help="what the predictions are for: data.testset=HIC data.test_split=test")
+    add_mano(parser, "where the MANO files are, for predictions made with them")
+    add_set(parser, "what the predictions are for: data.testset=HIC data.test_split=test")
     if form == "interwild":
         if direction == "import":
             parser.add_argument("--suffix", default=".jpg", help="of images that a file does not name")

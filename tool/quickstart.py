@@ -35,7 +35,7 @@ def main() -> int:
 
     first, trained = output / "shipped_weights", output / "demo"
     steps = {
-        "demo": ["main/demo.py", "--output", first, *gpu],
+        "demo": ["main/demo.py", "--output", first, "--overwrite", *gpu],
         "render": ["tool/make_synthetic.py", "--out", ROOT / config.data.root, "--frames", args.frames, "--seed", 0],
         "train": ["main/train.py", "--config", args.config, *precision(), *gpu],
         "test": ["main/test.py", "--test_epoch", epoch, "--output", output, *gpu],

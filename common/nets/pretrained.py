@@ -11,7 +11,7 @@ from common.nets.resnet import ResNet
 from common.nets.torchvision_import import import_torchvision
 from common.weights import WEIGHTS_SUFFIX, read_weights
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 _BACKBONE = "backbone."                 # what the names of an LGNet's backbone begin with
 _WRAPPERS = ("module.", "_orig_mod.")   # of DistributedDataParallel and torch.compile
 
@@ -35,7 +35,7 @@ def load_pretrained(backbone: ResNet, pretrained: str) -> None:
             "Give weights of the same network, or change model.backbone.",
         )
     backbone.load_state_dict(state)
-    logger.info("%s starts from %s", name, "ImageNet (torchvision)" if pretrained == "imagenet" else pretrained)
+    log.info("%s starts from %s", name, "ImageNet (torchvision)" if pretrained == "imagenet" else pretrained)
 
 
 def _same_shape(expected: Tensor | None, found: object) -> bool:
@@ -82,6 +82,6 @@ def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same weights without what wrappers of a model put before all of its names."""
     for prefix in _WRAPPERS * 2:        # one wrapper may be inside the other
         if state and all(name.startswith(prefix) for name in state):
-            logger.info("the weights' names begin with '%s', which is left out", prefix)
+            log.info("the weights' names begin with '%s', which is left out", prefix)
             state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
