@@ -78,6 +78,23 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> No
     model.load_state_dict(weights)
 
 
+def load_shared_parts(model: nn.Module, weights: dict[str, Tensor], where: str) -> tuple[set[str], set[str]]:
+    """Give the model the weights of the parts that it shares with a state dict: a part is what its first name says,
+    such as `backbone`. Raises UserError if a shared part does not fit.
+
+    Returns the parts that only the model has, which stay as they are, and those that only `weights` has.
+    """
+    def part(name: str) -> str:
+        return name.partition(".")[0]
+
+    own = model.state_dict()
+    parts, given = set(map(part, own)), set(map(part, weights))
+    only_model, only_weights = parts - given, given - parts
+    load_weights(model, {name: value for name, value in own.items() if part(name) in only_model}
+                 | {name: value for name, value in weights.items() if part(name) not in only_weights}, where)
+    return only_model, only_weights
+
+
 def write_weights(path: Path, model: dict[str, Tensor], mean_joints: Tensor, metadata: Metadata) -> None:
     """Write a file of weights and its digest; equal arguments give equal bytes.
 

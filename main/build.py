@@ -13,8 +13,7 @@ from common.mano.load import load_hand_model
 from common.mano.model import HandModel
 from common.nets.pretrained import load_pretrained
 from common.nets.zoo import ModelConfig, build_model
-from common.score.metrics import protocol_named
-from common.weights import load_weights
+from common.weights import load_shared_parts, load_weights
 from data import build_reader
 from data.dataset import TwoHandDataset
 from data.schema import Reader
@@ -86,7 +85,6 @@ def build_validation(config: Config, hand_model: HandModel, process: Process) ->
     without."""
     if not config.train.validate_every:
         return None
-    protocol_named(config.test.protocol)    # a mistake in it is told now and not after the first epoch
     try:
         dataset = build_dataset(config, hand_model, config.data.trainset, config.data.val_split)
     except UserError as error:
@@ -128,21 +126,9 @@ def _start_from(model: nn.Module, start_from: str, hand_model: HandModel) -> Non
     only the file has are left out."""
     path = ROOT / start_from
     trained = load_trained(path)
-    own, given = _parts(model.state_dict()), _parts(trained.model)
-    new = {name: value for name, value in model.state_dict().items() if _part(name) not in given}
-    kept = {name: value for name, value in trained.model.items() if _part(name) in own}
-    load_weights(model, new | kept, str(path))
-    changed = [f"; {what}: {', '.join(sorted(parts))}"
-               for what, parts in (("new", own - given), ("left out", given - own)) if parts]
+    new, left_out = load_shared_parts(model, trained.model, str(path))
+    changed = [f"; {what}: {', '.join(sorted(parts))}" for what, parts in (("new", new), ("left out", left_out))
+               if parts]
     log.info("Starts from %s%s.", path, "".join(changed))
     if trained.hand_model != hand_model.identity:
         log.warning("%s was trained with another hand model, %s.", path, trained.hand_model["name"])
-
-
-def _parts(weights: dict[str, Tensor]) -> set[str]:
-    return {_part(name) for name in weights}
-
-
-def _part(name: str) -> str:
-    """The part of the model that a weight belongs to."""
-    return name.partition(".")[0]

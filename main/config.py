@@ -19,6 +19,7 @@ import yaml
 from common.errors import UserError
 from common.losses import LossConfig
 from common.nets.zoo import ModelConfig, fixes, upgraded
+from common.score.metrics import protocol_named
 from data.augment import AugmentConfig
 
 CONFIG_DIR = Path(__file__).parent / "configs"
@@ -108,6 +109,7 @@ class TestConfig:
     bins: tuple[float, ...] = ()            # edges for the asymmetry; empty: six bins with equally many samples
 
     def __post_init__(self) -> None:
+        protocol_named(self.protocol)       # a mistake in it is told now and not after the first epoch
         rising = all(low < high for low, high in zip(self.bins, self.bins[1:], strict=False))
         if len(self.bins) == 1 or not rising:
             raise UserError(f"test.bins is {list(self.bins)}.", "It must be two or more edges in rising order.")

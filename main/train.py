@@ -13,7 +13,6 @@ from main.engine.processes.launch import Process, launch
 from main.engine.processes.seeding import seed_everything
 from main.engine.progress import Outcome
 from main.engine.run.folder import RunFolder
-from main.engine.run.record import fit_recorded
 from main.engine.trainer import Trainer
 
 
@@ -28,7 +27,7 @@ def train(config: Config, resume: bool, process: Process) -> Outcome:
             load_initial_weights(model, config, hand_model)
         loss = build_loss(config, hand_model)
         validation = build_validation(config, hand_model, process)
-        return fit_recorded(Trainer(model, loss, samples, config.train, run, validation))
+        return Trainer(model, loss, samples, config.train, run, validation).fit()
 
 
 def main() -> int:

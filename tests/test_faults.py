@@ -162,7 +162,7 @@ MOMENTS = {
     "the first step": (Trainer, "update", 1),
     "a step inside an epoch": (Trainer, "update", 5),
     "the last step of an epoch": (Trainer, "backward", 3),
-    "a save": (os, "fsync", 2),
+    "a save": (os, "fsync", 4),        # two are of the record of the start
     "a validation": (Evaluator, "_score", 1),
 }
 

@@ -18,7 +18,7 @@ from main.build import build_training_samples
 from main.config import Config, DataConfig, ModelConfig, TrainConfig, load_config
 from main.engine.batches import SamplesOnDisk
 from main.engine.run.provenance import portable
-from main.engine.run.record import fit_recorded, read_record
+from main.engine.run.record import read_record
 from tool.doctor import report_run
 
 CONFIG = Config(data=DataConfig(filter="all"), model=ModelConfig(input_size=32),
@@ -84,7 +84,7 @@ def test_the_record_of_a_run_and_its_report_know_every_folder(roots, hand_model,
         (root / "synthetic.json").write_text(f'{{"frames": 40, "seed": {root.name}, "cameras": 2, "interacting": 0.8}}')
     config = config_of(roots, tmp_path)
     dataset = samples_of(config, hand_model).dataset
-    assert fit_recorded(toy_trainer(dataset, tmp_path, config=config, epochs=1, lr_drops=())) == 0
+    assert toy_trainer(dataset, tmp_path, config=config, epochs=1, lr_drops=()).fit() == 0
     data = read_record(tmp_path)[0].data
     assert [folder["rendered"]["seed"] for folder in data["more_roots"]] == [5]
     assert {name.split("/")[0] for name in data["annotations"]} == {"0", "1"}

@@ -12,6 +12,7 @@ from common.errors import UserError, run_entry_point
 from common.mano.load import load_hand_model
 from data.InterHand26M.reader import InterHand26M
 from data.synthetic.on_disk import generate as generator
+from data.synthetic.on_disk import plan
 from data.synthetic.on_disk import preset as presets
 from data.synthetic.on_disk.plan import SPLITS, Purpose, Settings, plan_sequences, stream
 from tool import make_synthetic, verify_data
@@ -63,14 +64,14 @@ def keys_of(settings, split):
     """What everything in a split is drawn from: people and places, pictures, and the first number of each stream."""
     people, pictures, numbers = set(), set(), set()
     for sequence in (planned for planned in plan_sequences(settings) if planned.split == split):
-        capture = generator.capture_of(settings, split, sequence.capture)
+        capture = plan.capture_of(settings, split, sequence.capture)
         for frame in sequence.frames:
             shots = [generator.Shot("", frame, None, camera) for camera in capture.cameras]
             keys = generator.image_keys(settings, sequence, shots)
             people |= set(torch.cat([keys.person, keys.place]).tolist())
             pictures |= set(torch.cat([keys.step, keys.picture]).tolist())
             numbers.add(stream(settings, split, sequence.capture, Purpose.CAMERAS, frame).random())
-        numbers |= {rng.random() for rng in generator.pose_streams(settings, sequence)}
+        numbers |= {rng.random() for rng in plan.pose_streams(settings, sequence)}
         numbers |= {capture.shape.tobytes(), capture.rotation.tobytes(), capture.cameras[0].position.tobytes()}
     return people, pictures, numbers
 

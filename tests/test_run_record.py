@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -36,8 +37,9 @@ from main.engine.run.provenance import (
     sources_sha256,
     versions,
 )
-from main.engine.run.record import RECORD_FILE, Start, fit_recorded, read_record
+from main.engine.run.record import RECORD_FILE, Start, read_record, recorded
 from main.engine.run.snapshots import load_latest, save_snapshot, snapshot_path
+from main.engine.trainer import Trainer
 from tool.doctor import report_run
 
 TORCH = metadata.version("torch")     # a wheel may leave the build, as in 2.13.0+cu130, to torch.__version__
@@ -53,19 +55,24 @@ def on(data_root: Path, **model) -> Config:
     return Config(data=DataConfig(root=str(data_root)), model=ModelConfig(**model))
 
 
-def recorded(dataset, data_root: Path, output: Path, *, resume: bool = False, **train) -> int:
+def trained(dataset, data_root: Path, output: Path, *, resume: bool = False, **train) -> int:
     """A toy run of an epoch, as train.py would do it."""
     trainer = toy_trainer(dataset, output, config=on(data_root), **{"epochs": 1, "lr_drops": (), "seed": 3} | train)
     if resume:
         trainer.restore(load_latest(output / "model_dump")[0])
         trainer.run.resume = True
-    return fit_recorded(trainer)
+    return trainer.fit()
+
+
+def recorded_by(trainer: Trainer, train: Callable[[], Outcome]) -> Outcome:
+    """The trainer's run with another training in its place."""
+    return recorded(train, trainer.run, trainer.samples.reader, trainer.progress)
 
 
 # ---------------------------------------------------------------- what is in it
 
 def test_a_run_leaves_all_that_is_needed_to_repeat_it(dataset, data_root, hand_model, tmp_path):
-    assert recorded(dataset, data_root, tmp_path) == 0
+    assert trained(dataset, data_root, tmp_path) == 0
     start, end = read_record(tmp_path)
     assert start.config == portable(load_latest(tmp_path / "model_dump")[0].config)
     assert (start.config["train"]["seed"], start.config["data"]["root"]) == (3, portable(str(data_root)))
@@ -82,9 +89,9 @@ def test_a_run_leaves_all_that_is_needed_to_repeat_it(dataset, data_root, hand_m
 
 
 def test_going_on_adds_a_line_with_what_changed_and_from_where(dataset, data_root, tmp_path):
-    recorded(dataset, data_root, tmp_path)
+    trained(dataset, data_root, tmp_path)
     first = (tmp_path / RECORD_FILE).read_bytes()
-    recorded(dataset, data_root, tmp_path, resume=True, epochs=2)
+    trained(dataset, data_root, tmp_path, resume=True, epochs=2)
     assert (tmp_path / RECORD_FILE).read_bytes().startswith(first)
     start, _, again, end = read_record(tmp_path)
     assert (again.continues, again.epoch, again.step) == (True, 1, 3)
@@ -99,7 +106,7 @@ def test_a_rendered_set_is_recorded_by_its_settings_and_weights_by_their_digest(
     weights = tmp_path / "weights.pth"
     weights.write_bytes(b"weights")
     config = on(root, pretrained=str(weights))
-    fit_recorded(toy_trainer(dataset, tmp_path / "run", epochs=1, lr_drops=(), config=config))
+    toy_trainer(dataset, tmp_path / "run", epochs=1, lr_drops=(), config=config).fit()
     start = read_record(tmp_path / "run")[0]
     assert start.data["rendered"] == {"frames": 40, "seed": 7}
     assert start.pretrained == hashlib.sha256(b"weights").hexdigest()
@@ -111,8 +118,7 @@ def test_a_rendered_set_is_recorded_by_its_settings_and_weights_by_their_digest(
 ])
 def test_the_end_is_told_by_its_exit_code(dataset, data_root, tmp_path, outcome, code, result):
     trainer = toy_trainer(dataset, tmp_path, epochs=1, lr_drops=(), config=on(data_root))
-    trainer.fit = lambda: outcome
-    assert fit_recorded(trainer) == code
+    assert recorded_by(trainer, lambda: outcome) == code
     end = read_record(tmp_path)[-1]
     assert (end.code, end.result) == (code, result)
 
@@ -128,9 +134,8 @@ def test_an_error_is_recorded_and_goes_on_its_way(dataset, data_root, tmp_path, 
     def fail():
         raise error
 
-    trainer.fit = fail
     with pytest.raises(type(error)):
-        fit_recorded(trainer)
+        recorded_by(trainer, fail)
     end = read_record(tmp_path)[-1]
     assert (end.code, end.result) == (code, result)
 
@@ -139,8 +144,7 @@ def test_a_killed_run_has_a_start_and_no_end(dataset, data_root, tmp_path, capsy
     child = os.fork()
     if child == 0:
         trainer = toy_trainer(dataset, tmp_path, epochs=1, lr_drops=(), config=on(data_root))
-        trainer.fit = lambda: os.kill(os.getpid(), signal.SIGKILL)
-        fit_recorded(trainer)
+        recorded_by(trainer, lambda: os.kill(os.getpid(), signal.SIGKILL))
         os._exit(0)
     assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
     assert [type(entry) for entry in read_record(tmp_path)] == [Start]
@@ -151,7 +155,7 @@ def test_a_killed_run_has_a_start_and_no_end(dataset, data_root, tmp_path, capsy
 def test_several_processes_write_one_record_that_names_all_their_devices(dataset, data_root, tmp_path):
     def worker(process: Process) -> int:
         trainer = toy_trainer(dataset, tmp_path, process=process, epochs=1, lr_drops=(), config=on(data_root))
-        return fit_recorded(trainer)
+        return trainer.fit()
 
     assert [ended.code for ended in run_group(worker, tmp_path)] == [0, 0]
     start, end = read_record(tmp_path)
@@ -166,14 +170,13 @@ def test_an_end_that_cannot_be_written_changes_no_exit_code(dataset, data_root, 
         (tmp_path / RECORD_FILE).mkdir()
         return Outcome.COMPLETE
 
-    trainer.fit = fit
-    assert fit_recorded(trainer) == 0
+    assert recorded_by(trainer, fit) == 0
     assert "The end of the run is not in its record." in caplog.text
 
 
 def test_a_damaged_record_is_kept_and_added_to(dataset, data_root, tmp_path, caplog):
     (tmp_path / RECORD_FILE).write_bytes(b'{"event": "start"')
-    assert recorded(dataset, data_root, tmp_path) == 0
+    assert trained(dataset, data_root, tmp_path) == 0
     damaged, start, end = (tmp_path / RECORD_FILE).read_bytes().splitlines()
     assert damaged == b'{"event": "start"' and "line 1 is damaged" in caplog.text
     assert (json.loads(start)["event"], json.loads(end)["event"]) == ("start", "end")
@@ -189,7 +192,7 @@ def test_no_home_folder_and_no_environment_is_recorded(dataset, data_root, tmp_p
     monkeypatch.chdir(home)
     monkeypatch.setattr(sys, "argv", [str(ROOT / "main" / "train.py"), "--mano", str(home / "mano"), "--set",
                                       f"output={home}/run", f"data.root={data_root}"])
-    recorded(dataset, data_root, home / "run")
+    trained(dataset, data_root, home / "run")
     text = (home / "run" / RECORD_FILE).read_text()
     for secret in (str(home), str(ROOT), "do not tell", "LGNET_TEST_TOKEN"):
         assert secret not in text, secret
@@ -300,8 +303,8 @@ def test_a_test_s_report_names_the_program_too(tmp_path):
 # ---------------------------------------------------------------- reading it
 
 def test_the_doctor_tells_what_a_run_was_and_what_has_changed_since(dataset, data_root, tmp_path, capsys):
-    recorded(dataset, data_root, tmp_path)
-    recorded(dataset, data_root, tmp_path, resume=True, epochs=2)
+    trained(dataset, data_root, tmp_path)
+    trained(dataset, data_root, tmp_path, resume=True, epochs=2)
     (tmp_path / "model_dump" / "snapshot_0.pth.tar").write_bytes(b"x")
     file = tmp_path / RECORD_FILE
     file.write_text(file.read_text().replace(f'"torch":"{TORCH}"', '"torch":"1.0"'))
@@ -319,7 +322,7 @@ def test_the_doctor_tells_what_a_run_was_and_what_has_changed_since(dataset, dat
 
 
 def test_the_doctor_tells_the_scores_of_snapshots_and_the_best(dataset, data_root, tmp_path, capsys):
-    recorded(dataset, data_root, tmp_path)
+    trained(dataset, data_root, tmp_path)
     snapshot, path = load_latest(tmp_path / "model_dump")
     save_snapshot(replace(snapshot, score=12.25, best=(0, 12.25)), path)
     save_snapshot(replace(snapshot, score=13.0, best=(0, 12.25), next_epoch=2), snapshot_path(path.parent, 1))
@@ -338,7 +341,7 @@ def test_the_doctor_without_the_program_s_packages_says_what_is_missing(tmp_path
 def test_the_doctor_notices_other_data_and_data_that_is_gone(dataset, hand_model, tmp_path, capsys):
     data = tmp_path / "data"
     write_interhand(data, hand_model)
-    recorded(dataset, data, tmp_path / "run")
+    trained(dataset, data, tmp_path / "run")
     write_interhand(data, hand_model, seed=5)
     report_run(tmp_path / "run")
     assert "data        differs: annotations.InterHand2.6M_train_" in capsys.readouterr().out
@@ -348,7 +351,7 @@ def test_the_doctor_notices_other_data_and_data_that_is_gone(dataset, hand_model
 
 
 def test_a_rendered_set_is_repeated_by_its_command(dataset, data_root, tmp_path, capsys):
-    recorded(dataset, data_root, tmp_path)
+    trained(dataset, data_root, tmp_path)
     file = tmp_path / RECORD_FILE
     rendered = '{"frames":40,"seed":7,"cameras":2,"interacting":0.8}'
     file.write_text(file.read_text().replace('"rendered":null', f'"rendered":{rendered}'))
@@ -376,7 +379,7 @@ def test_the_doctor_refuses_a_run_that_is_none_in_one_paragraph(run, tmp_path):
 
 
 def test_fields_that_a_later_version_adds_are_no_damage(tmp_path, dataset, data_root):
-    recorded(dataset, data_root, tmp_path)
+    trained(dataset, data_root, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / RECORD_FILE).read_text().splitlines()]
     text = "\n".join(json.dumps(line | {"new": 1}) for line in lines)
     before = read_record(tmp_path)

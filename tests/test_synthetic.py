@@ -15,6 +15,7 @@ from common.errors import UserError, run_entry_point
 from common.hands import INTERHAND21, MODEL16, TIP_VERTICES, Hand
 from data.InterHand26M.reader import InterHand26M
 from data.synthetic.on_disk import generate as generator
+from data.synthetic.on_disk import plan
 from data.synthetic.on_disk.plan import Purpose, Settings, plan_sequences, stream
 from data.synthetic.picture.camera import sample_cameras
 from data.synthetic.picture.render import hand_mask, sample_body, stack_views
@@ -150,7 +151,7 @@ def test_stored_parameters_land_on_the_rendered_hands(pairs_root, hand_model):
     overlaps, strays = [], []
     for sequence in (s for s in plan_sequences(SETTINGS) if s.split == "train"):
         hands, assets = generator.hand_set()
-        capture = generator.capture_of(SETTINGS, sequence.split, sequence.capture)
+        capture = plan.capture_of(SETTINGS, sequence.split, sequence.capture)
         cameras = {camera.name: camera for camera in capture.cameras}
         steps = dict(zip(sequence.frames, generator.pose_sequence(SETTINGS, sequence, capture, hands), strict=True))
         for image, _, camera, _, mano in joined(pairs_root, "train"):
@@ -175,7 +176,7 @@ def test_files_are_the_rendered_pictures_up_to_jpeg(pairs_root):
     """Each picture is rendered again, alone, and compared with its file; JPEG keeps the means of small patches."""
     sequence = next(s for s in plan_sequences(SETTINGS) if s.split == "train")
     hands, _ = generator.hand_set()
-    capture = generator.capture_of(SETTINGS, sequence.split, sequence.capture)
+    capture = plan.capture_of(SETTINGS, sequence.split, sequence.capture)
     cameras = {camera.name: camera for camera in capture.cameras}
     steps = dict(zip(sequence.frames, generator.pose_sequence(SETTINGS, sequence, capture, hands), strict=True))
     images = [image for image, *_ in joined(pairs_root, "train") if image["seq_name"] == sequence.name]

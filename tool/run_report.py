@@ -14,7 +14,7 @@ from common.files import ROOT
 from common.mano.load import load_hand_model
 from main.build import build_training_reader
 from main.config import config_from_dict
-from main.engine.run.provenance import code_revision, differences, local, versions
+from main.engine.run.provenance import code_revision, differences, local, portable, versions
 from main.engine.run.record import End, Start, describe_data, read_record, weights_sha256
 from main.engine.run.snapshots import load_snapshot, snapshot_path
 
@@ -135,7 +135,7 @@ def _data(start: Start) -> dict[str, Any]:
     config = config_from_dict(start.config)
     data = replace(config.data, root=local(config.data.root), more_roots=tuple(map(local, config.data.more_roots)))
     hand_model = load_hand_model(config.hand_model.name, local(config.hand_model.path))
-    return describe_data(data, build_training_reader(replace(config, data=data), hand_model))
+    return portable(describe_data(data, build_training_reader(replace(config, data=data), hand_model)))
 
 
 def _revision(program: dict[str, Any]) -> str:

@@ -21,8 +21,8 @@ from tqdm import tqdm
 from common.hands import WRIST, Hand
 from common.types import ManoParams, Targets, TwoHandBatch, map_tensors
 from data.schema import Reader
-from data.synthetic.on_disk.generate import capture_of, hand_set, one_thread, pose_streams, settings_of
-from data.synthetic.on_disk.plan import Settings, plan_sequences
+from data.synthetic.on_disk.generate import hand_set, one_thread, settings_of
+from data.synthetic.on_disk.plan import Settings, capture_of, plan_sequences, pose_streams
 from data.synthetic.picture.appearance import Keys
 from data.synthetic.picture.body import Hands
 from data.synthetic.picture.camera import MAX_AZIMUTH, SINES

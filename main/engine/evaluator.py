@@ -14,11 +14,12 @@ from tqdm import tqdm
 
 from common.errors import EXIT_OK, EXIT_SOME_FAILED
 from common.files import finite_or_none, write_atomically, write_json
-from common.score.metrics import PckOptions, PredictedHands, protocol_named, report_lines
+from common.score.metrics import PckOptions, PredictedHands, Protocol, protocol_named, report_lines
 from common.score.scores import Baseline, MeanErrors, NetworkScores, plain
 from common.score.tally import EVERY_PROTOCOL, Scorer, Tally
 from common.types import HandPrediction, Stages, TwoHandBatch, map_tensors
 from data.dataset import EpochSampler, TwoHandDataset
+from data.schema import Reader
 from main.config import TestConfig
 from main.engine.bad_samples import BadSamples
 from main.engine.batches import batches, build_loader, dead_loaders_told
@@ -45,7 +46,7 @@ class Evaluator:
         self.bad = BadSamples(dataset.reader, process)
         self.protocol = protocol_named(settings.protocol)
         self.mean_joints = mean_joints.to(process.device)
-        self.scorers = _scorers(dataset, settings, process)
+        self.scorers = _scorers(dataset.reader, self.protocol, settings, process.device)
         sampler = EpochSampler(len(dataset), shuffle=False, rank=process.rank, world_size=process.world_size)
         self.loader = build_loader(dataset, sampler, batch_size=settings.batch_size, workers=workers,
                                    device=process.device, drop_last=False)
@@ -145,13 +146,11 @@ def write_samples(path: Path, tally: Tally, sample_id: Callable[[int], str]) -> 
     write_atomically(path, lambda file: np.savez_compressed(file, **columns))
 
 
-def _scorers(dataset: TwoHandDataset, settings: TestConfig, process: Process) -> dict[str, Scorer]:
+def _scorers(reader: Reader, printed: Protocol, settings: TestConfig, device: torch.device) -> dict[str, Scorer]:
     """The final mesh is scored under every protocol, the coarse one and the baseline under the printed one."""
-    reader = dataset.reader
-    regressor = reader.hand_model.regressor.to(process.device)      # (2, 16, 778)
+    regressor = reader.hand_model.regressor.to(device)      # (2, 16, 778)
     pck = PckOptions(settings.pck_exclude_root, settings.pck_strict)
-    printed = (protocol_named(settings.protocol),)
-    chosen = {"final": EVERY_PROTOCOL, "coarse": printed, "baseline": printed}
+    chosen = {"final": EVERY_PROTOCOL, "coarse": (printed,), "baseline": (printed,)}
     return {name: Scorer(regressor, len(reader), reader.sample_id, protocols=protocols, pck=pck,
                          keep_samples=name == "final") for name, protocols in chosen.items()}
 

@@ -25,6 +25,7 @@ from main.engine.processes.signals import StopRequest
 from main.engine.progress import Outcome, Progress
 from main.engine.run.folder import RunFolder
 from main.engine.run.log import StepLog
+from main.engine.run.record import recorded
 from main.engine.run.snapshots import Snapshot, partial_path, snapshot_path
 
 log = logging.getLogger(__name__)
@@ -77,15 +78,17 @@ class Trainer:
         self.progress = Progress(settings.batch_size * self.process.world_size)
         self.waited_s = 0.0     # for data, in this process so far
         self.validation, self.on_step = validation, on_step
-        if run.snapshot:
-            self.mean_joints = run.snapshot.mean_joints
-            self.restore(run.snapshot)
-        else:
-            self.mean_joints = mean_joints(samples.reader)
+        self.mean_joints = run.snapshot.mean_joints if run.snapshot else mean_joints(samples.reader)
+
+    def fit(self) -> Outcome:
+        """Train to the last epoch, with start and end in the run's record. UserError if too many samples cannot be
+        used, or if the disk takes no snapshot."""
+        if self.run.snapshot:
+            self.restore(self.run.snapshot)
+        return recorded(self._train, self.run, self.samples.reader, self.progress)
 
     @dead_loaders_told()
-    def fit(self) -> Outcome:
-        """Train to the last epoch. UserError if too many samples cannot be used, or if the disk takes no snapshot."""
+    def _train(self) -> Outcome:
         progress, epochs = self.progress, self.settings.epochs
         if progress.epoch >= epochs:
             log.info("This run is complete: %d of %d epochs.", progress.epoch, epochs)

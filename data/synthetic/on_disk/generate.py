@@ -10,14 +10,13 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
-from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from common.errors import UserError
@@ -38,17 +37,19 @@ from data.synthetic.on_disk.annotations import (
     visible_joints,
 )
 from data.synthetic.on_disk.plan import (
-    CAMERAS_PER_CAPTURE,
     SPLITS,
+    Capture,
     Purpose,
     Sequence,
     Settings,
+    capture_of,
     plan_sequences,
+    pose_streams,
     stream,
 )
 from data.synthetic.picture.appearance import Keys
 from data.synthetic.picture.body import Hands
-from data.synthetic.picture.camera import STUDIO_SHARE, Camera, sample_cameras
+from data.synthetic.picture.camera import Camera
 from data.synthetic.picture.dice import Dice
 from data.synthetic.picture.render import Assets, load_assets, render, sample_body, stack_views, unhidden_share
 from data.synthetic.pose.posing import HandSet, Step, build_hand_set, pose_steps
@@ -59,16 +60,6 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS
 _UNHIDDEN = 0.7                         # wanted visible share of the hands' silhouette
 _WELL_SEEN = 0.85                       # wanted share of joints inside the image
 _AT_ONCE = 4                            # images rendered together: more do not fit into the processor's caches
-
-
-class Capture(NamedTuple):
-    """A person at a place with calibrated cameras. Their appearance follows from `image_keys`."""
-
-    shape: np.ndarray                   # (10,) of the person's hands
-    is_studio: bool
-    cameras: list[Camera]               # in the person frame
-    rotation: np.ndarray                # (3, 3)    world = rotation·person + translation
-    translation: np.ndarray             # (3,)
 
 
 def generate(root: Path, settings: Settings, workers: int) -> dict[str, dict[str, Any]]:
@@ -251,11 +242,6 @@ def pose_sequence(settings: Settings, sequence: Sequence, capture: Capture, hand
     return pose_steps([sequence.kind] * len(rngs), np.tile(capture.shape, (len(rngs), 1)), rngs, hands.solver)
 
 
-def pose_streams(settings: Settings, sequence: Sequence) -> list[np.random.Generator]:
-    """The random stream of the pose of each frame."""
-    return [stream(settings, sequence.split, sequence.capture, Purpose.POSE, frame) for frame in sequence.frames]
-
-
 def _choose_cameras(settings: Settings, sequence: Sequence, capture: Capture, frame: int, step: Step,
                     joints: np.ndarray, count: int) -> list[Camera]:
     """`count` random cameras, those that see the hands whole before the others.  joints: (2, 21, 3)."""
@@ -293,18 +279,6 @@ def hand_set() -> tuple[HandSet, Assets]:
     """The built-in hand and everything that posing and rendering precompute from it."""
     hands = build_hand_set(load_hand_model("builtin"))
     return hands, load_assets(hands.surface, hands.model.template[Hand.RIGHT].numpy())
-
-
-@lru_cache(maxsize=2)
-def capture_of(settings: Settings, split: str, number: int) -> Capture:
-    """A capture of a set, sampled from its random stream."""
-    rng = stream(settings, split, number, Purpose.CAPTURE)
-    shape = np.clip(rng.normal(0, 0.9, 10), -2.2, 2.2)
-    is_studio = bool(rng.random() < STUDIO_SHARE)
-    cameras = sample_cameras(CAMERAS_PER_CAPTURE, is_studio, rng)
-    rotation = Rotation.random(rng=rng).as_matrix()
-    translation = rng.normal(0, 0.3, 3)
-    return Capture(shape, is_studio, cameras, rotation, translation)
 
 
 # ---------------------------------------------------------------- joining

@@ -6,10 +6,14 @@ random number comes from (seed, split, capture, frame, purpose), so the set does
 
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from common.errors import UserError
+from data.synthetic.picture.camera import STUDIO_SHARE, Camera, sample_cameras
 from data.synthetic.pose.families import FAMILY_SHARES
 
 SPLITS = ("train", "val", "test")
@@ -65,6 +69,16 @@ class Sequence:
         return range(self.first_frame, self.first_frame + len(self.images))
 
 
+class Capture(NamedTuple):
+    """A person at a place with calibrated cameras. Their appearance follows from `image_keys`."""
+
+    shape: np.ndarray                   # (10,) of the person's hands
+    is_studio: bool
+    cameras: list[Camera]               # in the person frame
+    rotation: np.ndarray                # (3, 3)    world = rotation·person + translation
+    translation: np.ndarray             # (3,)
+
+
 def plan_sequences(settings: Settings) -> list[Sequence]:
     """All sequences of the set, ordered by split and capture."""
     counts = {split: max(1, round(share * settings.frames)) for split, share in SPLIT_SHARES.items()}
@@ -77,6 +91,23 @@ def stream(settings: Settings, split: str, capture: int, purpose: Purpose, *path
     # Plus one, because a seed sequence ignores trailing zeros.
     key = (SPLITS.index(split), capture, int(purpose), *path)
     return np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=[part + 1 for part in key]))
+
+
+@lru_cache(maxsize=2)
+def capture_of(settings: Settings, split: str, number: int) -> Capture:
+    """A capture of a set, sampled from its random stream."""
+    rng = stream(settings, split, number, Purpose.CAPTURE)
+    shape = np.clip(rng.normal(0, 0.9, 10), -2.2, 2.2)
+    is_studio = bool(rng.random() < STUDIO_SHARE)
+    cameras = sample_cameras(CAMERAS_PER_CAPTURE, is_studio, rng)
+    rotation = Rotation.random(rng=rng).as_matrix()
+    translation = rng.normal(0, 0.3, 3)
+    return Capture(shape, is_studio, cameras, rotation, translation)
+
+
+def pose_streams(settings: Settings, sequence: Sequence) -> list[np.random.Generator]:
+    """The random stream of the pose of each frame."""
+    return [stream(settings, sequence.split, sequence.capture, Purpose.POSE, frame) for frame in sequence.frames]
 
 
 def _plan_split(settings: Settings, split: str, num_images: int) -> list[Sequence]:

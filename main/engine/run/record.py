@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ from data.schema import Reader
 from data.synthetic import SETTINGS_FILE
 from main.config import DataConfig
 from main.engine.processes.launch import Process
-from main.engine.progress import Outcome
+from main.engine.progress import Outcome, Progress
+from main.engine.run.folder import RunFolder
 from main.engine.run.provenance import code_revision, differences, portable, portable_command, versions
-from main.engine.trainer import Trainer
 
 log = logging.getLogger(__name__)
 RECORD_FILE = "run.jsonl"
@@ -61,19 +62,44 @@ class End(msgspec.Struct, frozen=True, kw_only=True, tag="end", tag_field="event
     result: str                 # in words
 
 
-def fit_recorded(trainer: Trainer) -> Outcome:
-    """`trainer.fit()`, with its start and its end in the record of the output folder. All processes call this."""
-    file, machine = trainer.run.path / RECORD_FILE, describe_machine(trainer.process)
-    if not trainer.process.is_main:
-        return trainer.fit()
-    _append(file, _describe_start(trainer, machine, _last_start(file)))
+def recorded(train: Callable[[], Outcome], run: RunFolder, reader: Reader, progress: Progress) -> Outcome:
+    """`train()`, with its start and its end in the record of the output folder. All processes call this.
+
+    reader: of the samples that are trained on.  progress: where the run stands, which `train` moves on.
+    """
+    file, machine = run.path / RECORD_FILE, describe_machine(run.process)
+    if not run.process.is_main:
+        return train()
+    before = _last_start(file)
+    config = run.config
+    facts = portable({
+        **run.metadata, "program": code_revision(), "versions": versions(), "machine": machine,
+        "data": describe_data(config.data, reader), "pretrained": weights_sha256(config.model.pretrained),
+    })
+    _append(file, Start(
+        time=_now(), continues=run.resume, epoch=progress.epoch, step=progress.step,
+        command=portable_command([os.path.abspath(sys.argv[0]), *sys.argv[1:]]),
+        folder=portable_command([os.getcwd()])[0], **facts,
+        changed=differences({key: getattr(before, key) for key in COMPARED}, facts) if before else {},
+    ))
+    code, result = 1, ""
     try:
-        outcome = trainer.fit()
-    except BaseException as error:
-        _append_end(file, trainer, *_failure(error))
+        outcome = train()
+        code, result = outcome, str(outcome)
+        return outcome
+    except KeyboardInterrupt:
+        code, result = EXIT_INTERRUPTED, "stopped by SIGINT"
         raise
-    _append_end(file, trainer, outcome, str(outcome))
-    return outcome
+    except BaseException as error:
+        code = getattr(error, "exit_code", 1)
+        result = f"failed: {' '.join(str(error).split()) or type(error).__name__}"
+        raise
+    finally:
+        try:
+            _append(file, End(time=_now(), epoch=progress.epoch, step=progress.step, code=code,
+                              result=portable(result)))
+        except UserError as error:      # a run ends as it ended, whether that can be written down or not
+            log.warning("The end of the run is not in its record. %s", error)
 
 
 def read_record(folder: Path) -> list[Start | End]:
@@ -103,13 +129,14 @@ def describe_machine(process: Process) -> dict[str, Any]:
 
 
 def describe_data(data: DataConfig, reader: Reader) -> dict[str, Any]:
-    """Which samples are trained on: the annotation files by content, and what is chosen from them.
+    """Which samples are trained on: the annotation files by content, and what is chosen from them. Its paths are
+    absolute.
 
     No image is read: `rendered` gives the settings that a rendered set was made with, which decide its images.
     """
-    others = [{"root": portable(ROOT / root), "rendered": _rendering(ROOT / root)} for root in data.more_roots]
+    others = [{"root": str(ROOT / root), "rendered": _rendering(ROOT / root)} for root in data.more_roots]
     more = {"more_roots": others} if others else {}
-    return {"name": data.trainset, "split": data.train_split, "root": portable(ROOT / data.root),
+    return {"name": data.trainset, "split": data.train_split, "root": str(ROOT / data.root),
             "filter": data.filter, "box_source": data.box_source, "samples": len(reader),
             "annotations": reader.sources(), "rendered": _rendering(ROOT / data.root)} | more
 
@@ -118,37 +145,6 @@ def weights_sha256(pretrained: str) -> str | None:
     """SHA-256 of the file that `model.pretrained` names, None if it names none."""
     file = ROOT / pretrained
     return sha256_of(file) if file.is_file() else None
-
-
-def _describe_start(trainer: Trainer, machine: dict[str, Any], before: Start | None) -> Start:
-    config = trainer.run.config
-    metadata = portable({
-        **trainer.run.metadata, "program": code_revision(), "versions": versions(), "machine": machine,
-        "data": describe_data(config.data, trainer.samples.reader),
-        "pretrained": weights_sha256(config.model.pretrained),
-    })
-    return Start(
-        time=_now(), continues=trainer.run.resume, epoch=trainer.progress.epoch, step=trainer.progress.step,
-        command=portable_command([os.path.abspath(sys.argv[0]), *sys.argv[1:]]),
-        folder=portable_command([os.getcwd()])[0], **metadata,
-        changed=differences({key: getattr(before, key) for key in COMPARED}, metadata) if before else {},
-    )
-
-
-def _failure(error: BaseException) -> tuple[int, str]:
-    """The exit code that an error leads to, and what the record says."""
-    if isinstance(error, KeyboardInterrupt):
-        return EXIT_INTERRUPTED, "stopped by SIGINT"
-    return getattr(error, "exit_code", 1), f"failed: {' '.join(str(error).split()) or type(error).__name__}"
-
-
-def _append_end(file: Path, trainer: Trainer, code: int, result: str) -> None:
-    """A run ends as it ended, whether that can be written down or not."""
-    try:
-        _append(file, End(time=_now(), epoch=trainer.progress.epoch, step=trainer.progress.step, code=code,
-                          result=portable(result)))
-    except UserError as error:
-        log.warning("The end of the run is not in its record. %s", error)
 
 
 def _append(file: Path, entry: Start | End) -> None:

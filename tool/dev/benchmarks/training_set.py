@@ -61,3 +61,6 @@ class _Repeated:
 
     def describe(self, index: int) -> dict[str, str | int]:
         return self.reader.describe(index % len(self.reader))
+
+    def sources(self) -> dict[str, str]:
+        return self.reader.sources()
