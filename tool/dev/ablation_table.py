@@ -44,7 +44,8 @@ LGFA_PAPER = "lgfa_paper"       # the table's network without its variant of LGF
 # Those of the paper's Table III, then other readings of what it leaves open.
 ROWS = ("full", "wo_joint_stage", "wo_mesh_stage", "wo_refine_stage", "wo_lr_feature", "wo_lgblock", "wo_local_unit",
         "wo_global_unit", "wo_normal_loss", "wo_edge_loss", "wo_laplacian_loss",
-        "lgfa_paper", "local_graph_mesh63", "local_graph_none", "graph_conv_cheb")
+        "lgfa_paper", "local_graph_mesh63", "local_graph_none", "graph_conv_cheb", "shape_from_joints",
+        "refine_from_joints")
 METRICS = ("mpjpe", "mpvpe", "mrrpe")
 _RESAMPLES = 1000
 
