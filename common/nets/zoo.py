@@ -30,8 +30,8 @@ class ModelConfig:
 
     name: str = fixes("model", "lgnet")     # in MODELS
     backbone: Literal["resnet18", "resnet34", "resnet50"] = fixes("model", "resnet50")
-    pretrained: str = ""                    # of the backbone: "" random, "imagenet" torchvision's download, or a file,
-                                            # relative to the repository or absolute
+    pretrained: str = ""                    # of the backbone: "" random, "imagenet" torchvision's, "download" the same,
+                                            # fetched if missing, or a file, relative to the repository or absolute
     input_size: int = fixes("model", 256)   # side of the crop, pixels
     channels: int = fixes("model", 0)       # c of the paper; 0: the network's own, 512, or 256 for LGNet-Light
     depth_range: float = fixes("model", 0.4)        # metres covered by the 8 depth cells of the 2.5D joints
