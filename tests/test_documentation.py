@@ -1,6 +1,8 @@
 """README.md is short, and what README.md and docs/ point at exists."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,3 +60,26 @@ def test_the_index_leads_to_every_page():
     index = ROOT / "docs" / "README.md"
     listed = {(index.parent / link).resolve() for link in links(index)}
     assert {page for page in PAGES if page != index} <= listed
+
+
+@pytest.mark.slow
+def test_the_page_on_prediction_files_shows_what_its_commands_print(tmp_path):
+    """To 2 mm: another processor settles some hands in another pose."""
+    page = (ROOT / "docs" / "predictions.md").read_text(encoding="utf-8")
+    program = next(text for text in re.findall(r"```python\n(.*?)```", page, re.S) if "resting.npz" in text)
+    program = program.replace("output/small", f"{tmp_path}/small").replace("resting.npz", f"{tmp_path}/resting.npz")
+
+    def call(*words: object) -> str:
+        command = [sys.executable, *map(str, words)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    call("tool/make_synthetic.py", "--out", tmp_path / "small", "--frames", 200, "--seed", 0)
+    call("-c", program)
+    printed = call("tool/evaluate.py", tmp_path / "resting.npz", "--set", f"data.root={tmp_path / 'small'}",
+                   "data.filter=all")
+
+    def numbers(text: str) -> dict[str, float]:
+        return {name: float(value) for name, value in re.findall(r"^(M\w+(?: for [a-z ]+)?): ([\d.]+) mm$", text, re.M)}
+
+    assert len(numbers(page)) == 7 and "20 frames" in page and "20 frames" in printed
+    assert numbers(printed) == pytest.approx(numbers(page), abs=2)

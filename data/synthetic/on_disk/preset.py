@@ -6,8 +6,8 @@ are recorded of each split:
 
 - `plan`: a digest of who shows what in which time step. It comes from integers and numpy's seeded generators, and is
   the same on every machine.
-- `annotations`: a digest of all annotations, rounded. With the pinned libraries it is the same on x86 processors with
-  AVX2; others settle some hands in another pose, in images and annotations alike.
+- `annotations`: a digest of all annotations, rounded. With the pinned libraries it is the same on the AMD processors
+  that were tried; others, an Intel Xeon among them, settle some hands in another pose, in images and annotations alike.
 - `references`: some images, each with a digest of its pixels, its box and its mean colours. Where digests differ, most
   boxes and colours must still match within `_BOX_TOLERANCE` and `_COLOR_TOLERANCE`.
 """
