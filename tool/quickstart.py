@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from common.errors import run_entry_point
-from common.files import ROOT
+from common.files import ROOT, from_repository
 from common.mano.load import load_hand_model
 from common.score.scores import read_result
 from common.weights import SHIPPED
@@ -30,13 +30,14 @@ NUM_PHOTOS = 12
 def main() -> int:
     args = quickstart_parser(__doc__).parse_args()
     config = load_config(args.config)
-    output, gpu = ROOT / config.output, ["--gpu", args.gpu] if args.gpu else []
+    output, data = from_repository(config.output), from_repository(config.data.root)
+    gpu = ["--gpu", args.gpu] if args.gpu else []
     epoch = config.train.epochs - 1
 
     first, trained = output / "shipped_weights", output / "demo"
     steps = {
         "demo": ["main/demo.py", "--output", first, "--overwrite", *gpu],
-        "render": ["tool/make_synthetic.py", "--out", ROOT / config.data.root, "--frames", args.frames, "--seed", 0],
+        "render": ["tool/make_synthetic.py", "--out", data, "--frames", args.frames, "--seed", 0],
         "train": ["main/train.py", "--config", args.config, *precision(), *gpu],
         "test": ["main/test.py", "--test_epoch", epoch, "--output", output, *gpu],
         "test of the shipped weights": [
@@ -77,7 +78,7 @@ def precision() -> list[str]:
 def choose_photos(config: Config, folder: Path) -> None:
     """Copy images spread over the test split into a folder, with their boxes in boxes.json."""
     hand_model = load_hand_model(config.hand_model.name, config.hand_model.path)
-    reader = build_reader(config.data.testset, root=ROOT / config.data.root, split=config.data.test_split,
+    reader = build_reader(config.data.testset, root=from_repository(config.data.root), split=config.data.test_split,
                           hand_model=hand_model, filter=config.data.filter, box_source=config.data.box_source)
     folder.mkdir(parents=True, exist_ok=True)
     boxes = {}

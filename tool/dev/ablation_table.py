@@ -117,7 +117,7 @@ def _parse_args() -> argparse.Namespace:
 
 def planned_run(args: argparse.Namespace, row: str, seed: int) -> Run:
     folder = args.out.absolute() / row / f"seed_{seed}"
-    common = [*args.set, f"data.root={json.dumps(str(args.data.absolute()))}", f"output={json.dumps(str(folder))}",
+    common = [*args.set, f"data.root={args.data.absolute()}", f"output={folder}",
               f"train.seed={seed}"]
     full = load_config(args.config, common)
     run = Run(row, seed, folder, args.config, (*common, *row_overrides(row, full)))
