@@ -42,7 +42,7 @@ def main() -> int:
         "test": ["main/test.py", "--test_epoch", epoch, "--output", output, *gpu],
         "test of the shipped weights": [
             "main/test.py", "--checkpoint", SHIPPED, "--output", first, *gpu, "--set",
-            *(f"data.{key}={getattr(config.data, key)}" for key in ("root", "filter", "workers"))],
+            f"data.root={data}", *(f"data.{key}={getattr(config.data, key)}" for key in ("filter", "workers"))],
         "demo of what was trained": [
             "main/demo.py", "--checkpoint", snapshot_path(output / "model_dump", epoch), "--input", output / "photos",
             "--boxes", output / "photos" / "boxes.json", "--output", trained, "--overwrite", *gpu],
@@ -55,7 +55,8 @@ def main() -> int:
             choose_photos(config, output / "photos")
         print(f"\n=== {name} ===", flush=True)
         start = time.monotonic()
-        code = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT).returncode
+        program, *arguments = command
+        code = subprocess.run([sys.executable, str(ROOT / program), *map(str, arguments)]).returncode
         minutes[name] = (time.monotonic() - start) / 60
         if code:
             print(f"The step '{name}' stopped with exit code {code}; the steps before it are kept. "

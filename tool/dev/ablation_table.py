@@ -107,10 +107,7 @@ def _parse_args() -> argparse.Namespace:
     parser.add_argument("--gpu", help=GPU_FORMS)
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
                         help="change the configuration of every row, for example train.epochs=2")
-    args = parser.parse_args()
-    if Path(args.config).is_file():                 # main/train.py is started from another folder
-        args.config = str(Path(args.config).absolute())
-    return args
+    return parser.parse_args()
 
 
 # ---------------------------------------------------------------- rows
@@ -176,7 +173,8 @@ def finish(run: Run, gpu: list[str]) -> int:
 
 
 def _call(words: list[Any]) -> int:
-    process = subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT)
+    program, *arguments = words
+    process = subprocess.Popen([sys.executable, str(ROOT / program), *map(str, arguments)])
     try:
         return process.wait()
     except KeyboardInterrupt:
