@@ -49,6 +49,7 @@ PLACES = {
     "verify_data: data": "tool/verify_data.py --set data.root=PATH",
     "verify_data: preset": "tool/verify_data.py --preset rendered-v1 --set data.root=PATH",
     "verify_data: configuration": "tool/verify_data.py --config PATH",
+    "verify_data: findings": "tool/verify_data.py --config CONFIG --split test --workers 0 --json PATH",
     "build_index: data": "tool/build_index.py PATH",
     "make_synthetic: output": "tool/make_synthetic.py --frames 3 --workers 1 --out PATH",
     "evaluate: predictions": "tool/evaluate.py PATH.npz",
