@@ -7,7 +7,8 @@ Legend: B batch · 2 the hand axis · 21 joints · 778 vertices · F faces · S 
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from common.settings import Weight
 from common.types import HandPrediction, Stages, Targets
 
 AUXILIARY = ("joint_25d", "joint_projected", "relative", "pose", "shape")
+TERMS = ("mesh", "joint", "normal", "edge", "laplacian", *AUXILIARY)
 
 
 def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
@@ -51,6 +53,7 @@ class LossConfig:
     normal: Weight = 1.0
     edge: Weight = 1.0
     laplacian: Weight = 50.0
+    normal_edges: Literal["raw", "unit"] = "unit"   # eq. 14's edge vectors: as printed, in metres, or of length 1
     aux_losses: bool = True                 # false switches every term below off
     joint_25d: Weight = 1.0
     joint_projected: Weight = 1.0
@@ -71,10 +74,10 @@ class TwoHandLoss(nn.Module):
     def __init__(self, config: LossConfig, faces: Tensor, *, input_size: int, depth_range: float):
         super().__init__()
         self.input_size, self.depth_range = input_size, depth_range
-        self.weights = {field.name: getattr(config, field.name) for field in fields(config)}
-        if not self.weights.pop("aux_losses"):
+        self.weights = {name: getattr(config, name) for name in TERMS}
+        if not config.aux_losses:
             self.weights |= dict.fromkeys(AUXILIARY, 0.0)
-        self.surface = SurfaceLoss(faces)
+        self.surface = SurfaceLoss(faces, unit_edges=config.normal_edges == "unit")
 
     def forward(self, stages: Stages, targets: Targets) -> dict[str, Tensor]:
         """Every term is a scalar; lengths are metres before weighting, except where its function says otherwise. Stages
@@ -121,14 +124,16 @@ class TwoHandLoss(nn.Module):
 class SurfaceLoss(nn.Module):
     """Normal, edge and Laplacian terms (eqs. 14–16) of one mesh per hand, unweighted.
 
-    faces: (2, F, 3), any winding.
+    faces: (2, F, 3), any winding.  unit_edges: the normal term measures the angle of an edge and not, in metres, how
+    far it rises out of the true face.
     """
 
     corners: Tensor
     laplacian: Tensor
 
-    def __init__(self, faces: Tensor, num_vertices: int = NUM_VERTICES):
+    def __init__(self, faces: Tensor, num_vertices: int = NUM_VERTICES, *, unit_edges: bool = True):
         super().__init__()
+        self.unit_edges = unit_edges
         offsets = torch.tensor([0, num_vertices], device=faces.device)[:, None, None]
         self.register_buffer("corners", faces + offsets, persistent=False)                      # (2, F, 3)
         self.register_buffer("laplacian", torch.stack([_laplacian(hand, num_vertices) for hand in faces]),
@@ -140,10 +145,11 @@ class SurfaceLoss(nn.Module):
         pred_edges, target_edges = self._edges(pred), self._edges(target)                       # (B, 2, F, 3, 3)
         normals = F.normalize(torch.linalg.cross(target_edges[..., 0, :], target_edges[..., 1, :]), dim=-1)
 
-        tilt = (F.normalize(pred_edges, dim=-1) * normals[..., None, :]).sum(dim=-1).abs()
+        directions = F.normalize(pred_edges, dim=-1) if self.unit_edges else pred_edges
+        tilt = (directions * normals[..., None, :]).sum(dim=-1).abs()
         stretch = (pred_edges.norm(dim=-1) - target_edges.norm(dim=-1)).abs()
         return {
-            "normal": masked_mean(tilt, valid),              # cosine between edge and true normal
+            "normal": masked_mean(tilt, valid),              # metres, or the cosine of edge and true normal
             "edge": masked_mean(stretch, valid),
             "laplacian": masked_mean(self._roughness(target - pred), valid),                    # square metres
         }

@@ -16,9 +16,9 @@ class Range:
 
 @dataclass(frozen=True)
 class PathOr:
-    """A text that names a file or folder, unless it is empty or this word."""
+    """A text that names a file or folder, unless it is empty or one of these words."""
 
-    word: str = ""
+    words: tuple[str, ...] = ()
 
 
 Count = Annotated[int, Range(1, 10**9)]

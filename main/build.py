@@ -11,7 +11,7 @@ from common.files import from_repository
 from common.losses import TwoHandLoss
 from common.mano.load import load_hand_model
 from common.mano.model import HandModel
-from common.nets.pretrained import load_pretrained
+from common.nets.pretrained import IMAGENET, load_pretrained
 from common.nets.zoo import ModelConfig, build_model
 from common.weights import load_shared_parts, load_weights
 from data import build_reader
@@ -118,7 +118,7 @@ def load_initial_weights(model: nn.Module, config: Config, hand_model: HandModel
         if backbone is None:
             raise UserError(f"model.pretrained is '{pretrained}', but {config.model.name} has no backbone to fill.",
                             "Leave it empty.")
-        load_pretrained(backbone, pretrained if pretrained == "imagenet" else str(from_repository(pretrained)))
+        load_pretrained(backbone, pretrained if pretrained in IMAGENET else str(from_repository(pretrained)))
 
 
 def _start_from(model: nn.Module, start_from: str, hand_model: HandModel) -> None:

@@ -286,7 +286,7 @@ def _decimal(text: str) -> int | float:
 def _text(path: PathOr | None, value: Any, key: str) -> str:
     if not isinstance(value, str):
         raise UserError(f"Config key '{key}' is {value!r}.", "It must be text.")
-    is_typed_path = path is not None and isinstance(value, _Typed) and value not in ("", path.word)
+    is_typed_path = path is not None and isinstance(value, _Typed) and value not in ("", *path.words)
     return _seen_from_repository(value) if is_typed_path else str(value)
 
 

@@ -202,7 +202,8 @@ def test_the_home_folder_can_be_written_short_everywhere(key, tmp_path, monkeypa
 
 
 def test_words_that_stand_for_no_path_stay_words():
-    assert load_config("lgnet", ["model.pretrained=imagenet"]).model.pretrained == "imagenet"
+    for word in ("imagenet", "download"):
+        assert load_config("lgnet", [f"model.pretrained={word}"]).model.pretrained == word
     assert load_config("lgnet", ["model.pretrained=", "train.start_from="]).train.start_from == ""
 
 

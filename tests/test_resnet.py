@@ -1,9 +1,11 @@
 """The backbone and where its weights come from."""
 
 import builtins
+import io
 import logging
 import urllib.error
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import safetensors.torch
@@ -100,15 +102,55 @@ def test_a_file_that_is_no_state_dict_of_the_network_is_refused(tmp_path, conten
         pretrained("resnet18", str(path))
 
 
-def test_a_download_that_fails_is_a_users_error(monkeypatch):
+@pytest.fixture
+def hub(monkeypatch, tmp_path) -> Path:
+    """Where torchvision's file of ResNet-18 belongs, in an empty folder and without a network."""
     def offline(*_, **__):
         raise urllib.error.URLError("no network")
 
-    hub = __import__("torchvision._internally_replaced_utils", fromlist=["load_state_dict_from_url"])
-    monkeypatch.setattr(hub, "load_state_dict_from_url", offline)
-    monkeypatch.setattr(import_torchvision().models._api, "load_state_dict_from_url", offline)
-    with pytest.raises(UserError, match="could not be downloaded"):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("urllib.request.urlopen", offline)
+    monkeypatch.setattr("torch.hub.urlopen", offline)
+    return tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
+
+
+def test_imagenet_weights_are_never_fetched_unasked_and_the_way_to_them_is_told(hub):
+    with pytest.raises(UserError, match=rf"no file {hub}") as refusal:
         pretrained("resnet18", "imagenet")
+    for remedy in ("model.pretrained=download", "https://download.pytorch.org/models/resnet18-f37072fd.pth",
+                   "model.pretrained=FILE", "random weights"):
+        assert remedy in refusal.value.hint
+    assert not hub.exists()
+
+
+@pytest.mark.parametrize("source", ["imagenet", "download"])
+def test_imagenet_weights_are_read_where_torchvision_keeps_them(hub, source):
+    hub.parent.mkdir(parents=True)
+    kept = import_torchvision().models.resnet18()
+    torch.save(kept.state_dict(), hub)
+    torch.testing.assert_close(pretrained("resnet18", source).conv1.weight, kept.conv1.weight)
+
+
+def test_a_download_that_fails_is_a_users_error(hub):
+    with pytest.raises(UserError, match="could not be downloaded"):
+        pretrained("resnet18", "download")
+    assert not hub.exists()
+
+
+def test_a_download_with_other_bytes_is_refused_and_not_kept(hub, monkeypatch):
+    class Answer(io.BytesIO):
+        headers: ClassVar = {}
+
+        def info(self):
+            return self
+
+        def getheaders(self, _):
+            return None
+
+    monkeypatch.setattr("torch.hub.urlopen", lambda *_, **__: Answer(b"not these weights"))
+    with pytest.raises(UserError, match="could not be downloaded.*hash"):
+        pretrained("resnet18", "download")
+    assert not hub.exists()
 
 
 def test_only_the_known_import_failure_is_worked_around(monkeypatch):

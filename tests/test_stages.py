@@ -6,10 +6,11 @@ import torch.nn.functional as F
 from tiny_lgnet import random_images, tiny_lgnet
 
 from common.geometry import cells_to_crop
-from common.hands import Hand, mirror_points
+from common.hands import MANO21, MODEL16, Hand, mirror_points
 from common.mano.model import ManoLayer
 from common.nets.joint_head import HeatmapJoints, JointHead
 from common.nets.layers import PerHand, sample_map, sample_tokens
+from common.nets.mano_head import joint_coordinates
 from common.types import JointPrediction, ManoParams
 
 C = 64
@@ -134,12 +135,23 @@ def test_tied_pose_nets_treat_both_hands_alike(hand_model):
     torch.testing.assert_close(pose(*(each.flip(1) for each in inputs)), pose(*inputs).flip(1))
 
 
-def test_depth_reaches_the_pose_in_the_same_unit_whatever_the_cells_cover(hand_model):
-    head = tiny_lgnet(hand_model).mano_head
+def test_depth_reaches_the_pose_in_the_same_unit_whatever_the_cells_cover():
     joints = torch.full((1, 2, 21, 3), 6.0)                 # half way from the centre to the far end
-    assert head._coordinates(joints)[0, 0, 0].tolist() == pytest.approx([0.5, 0.5, 1.0])      # 0.4 m: 1 dm
-    head.depth_range = 0.3
-    assert head._coordinates(joints)[0, 0, 0].tolist() == pytest.approx([0.5, 0.5, 0.75])
+    assert joint_coordinates(joints, 0.4)[0, 0, 0].tolist() == pytest.approx([0.5, 0.5, 1.0])     # 0.4 m: 1 dm
+    assert joint_coordinates(joints, 0.3)[0, 0, 0].tolist() == pytest.approx([0.5, 0.5, 0.75])
+
+
+@pytest.mark.parametrize(("variants", "follows"), [((), "tokens"), (("shape_from_joints",), "joints")])
+def test_the_shape_follows_the_features_that_its_reading_names(hand_model, variants, follows):
+    head = tiny_lgnet(hand_model, *variants).mano_head
+    torch.manual_seed(0)
+    tokens = torch.randn(1, 2, 64, 40)
+    joint = JointPrediction(torch.full((1, 2, 21, 3), 4.0), torch.randn(1, 2, 21, 32))
+    mesh, other_tokens = head(tokens, joint), head(tokens + 1, joint)
+    other_joints = head(tokens, joint._replace(features=-joint.features))
+    same, moved = (other_joints, other_tokens) if follows == "tokens" else (other_tokens, other_joints)
+    assert torch.equal(same.mano.shape, mesh.mano.shape)
+    assert (moved.mano.shape - mesh.mano.shape).abs().min() > 0
 
 
 # ---------------------------------------------------------------- refine stage
@@ -150,18 +162,23 @@ def refine_inputs(model, seed: int = 0):
     tokens = torch.randn(2, 2, 64, 72)
     with torch.no_grad():
         mesh = model(random_images(2, seed)).mesh
-    return mesh._replace(camera=torch.tensor([5.0, 0.1, -0.2]) + 0.1 * torch.randn(2, 2, 3)), images, tokens
+    joint = JointPrediction(8 * torch.rand(2, 2, 21, 3), torch.randn(2, 2, 21, 32))
+    return mesh._replace(camera=torch.tensor([5.0, 0.1, -0.2]) + 0.1 * torch.randn(2, 2, 3)), joint, images, tokens
 
 
-def mirrored(mesh, images, tokens):
+def mirrored(mesh, joint, images, tokens):
     """The same scene in a mirror: pictures flipped, hands swapped."""
     turned = mesh._replace(vertices=mirror_points(mesh.vertices), joints=mirror_points(mesh.joints),
                            camera=(mesh.camera * torch.tensor([1.0, -1, 1])).flip(1))
     tokens = tokens.unflatten(2, (8, 8)).flip(1, 3).flatten(2, 3)
-    return turned, [image.flip(-1) for image in images], tokens
+    place = torch.cat([8 - joint.joints_cells[..., :1], joint.joints_cells[..., 1:]], dim=-1)
+    joint = JointPrediction(place.flip(1), joint.features.flip(1))
+    return turned, joint, [image.flip(-1) for image in images], tokens
 
 
-def test_the_shared_refine_net_commutes_with_the_mirror(model):
+@pytest.mark.parametrize("variants", [(), ("refine_from_joints",)])
+def test_the_shared_refine_net_commutes_with_the_mirror(hand_model, variants):
+    model = tiny_lgnet(hand_model, *variants)
     inputs = refine_inputs(model)
     straight, turned = model.refine(*inputs), model.refine(*mirrored(*inputs))
     assert (straight.vertices - inputs[0].vertices).abs().max() > 1e-4
@@ -173,6 +190,20 @@ def test_separate_refine_nets_do_not_commute_with_the_mirror(hand_model):
     inputs = refine_inputs(model)
     straight, turned = model.refine(*inputs), model.refine(*mirrored(*inputs))
     assert (turned.vertices - mirror_points(straight.vertices)).abs().max() > 1e-4
+
+
+def test_a_vertex_takes_the_joint_features_of_what_moves_it(hand_model):
+    """Features that name their joint come out as the vertex's skinning weights."""
+    refine = tiny_lgnet(hand_model, "refine_from_joints").refine
+    mesh, joint, _, _ = refine_inputs(tiny_lgnet(hand_model))
+    names = torch.eye(21).expand(2, 2, 21, 21)
+    _, of_joints = refine.vertex_features(mesh, joint._replace(features=names))
+    for hand in Hand:
+        for vertex in (0, 317, 745):
+            found = {MANO21.names[k]: value for k, value in enumerate(of_joints[1, hand, vertex, 3:].tolist()) if value}
+            weights = {MODEL16.names[k]: value for k, value in enumerate(hand_model.weights[hand, vertex].tolist())
+                       if value}
+            assert found == pytest.approx(weights)
 
 
 def test_offsets_leave_the_wrist_at_the_origin(model):
@@ -194,7 +225,7 @@ def test_every_hidden_unit_before_the_offsets_sees_vertices_on_both_sides_of_zer
 
 
 def test_the_camera_gets_no_gradient_from_where_features_were_sampled(model):
-    mesh, images, tokens = refine_inputs(model)
+    mesh, *inputs = refine_inputs(model)
     mesh = mesh._replace(camera=mesh.camera.requires_grad_())
-    model.refine(mesh, images, tokens).vertices.square().sum().backward()
+    model.refine(mesh, *inputs).vertices.square().sum().backward()
     assert mesh.camera.grad is None

@@ -80,7 +80,6 @@ class ManoLayer(nn.Module):
         # smplx looks up the parents one by one; were they on a GPU, the host would wait for it each time.
         self.parents = np.array(MODEL16.parents)
 
-    @torch.compiler.disable     # it cannot follow smplx's walk along the parents
     def forward(self, params: ManoParams) -> Tensor:
         """Vertices (B, 2, 778, 3), metres, in the model's own frame: the hand turns about its resting wrist."""
         from smplx.lbs import lbs  # imported here so that reading data or scoring files does not need smplx

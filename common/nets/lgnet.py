@@ -53,7 +53,7 @@ class LGNet(nn.Module):
         if self.refine is None:
             return Stages(mesh, joint=joint)
 
-        refined = self.refine(mesh, [image, maps.stem, maps.layer1], torch.cat([hands, adapted], dim=-1))
+        refined = self.refine(mesh, joint, [image, maps.stem, maps.layer1], torch.cat([hands, adapted], dim=-1))
         return Stages(mesh, refined, joint)
 
 
@@ -126,12 +126,12 @@ def build_lgnet(hand_model: HandModel, *, backbone: str = "resnet50", input_size
     )
 
 
-def build_offset_net(hand_model: HandModel, backbone: ResNet, channels: int, *, tied: bool) -> PerHand:
+def build_offset_net(hand_model: HandModel, backbone: ResNet, channels: int, *, tied: bool, more: int = 0) -> PerHand:
     """The refine stage's network of each hand.
 
-    tied: one network serves both hands, the left one mirrored.
+    tied: one network serves both hands, the left one mirrored.  more: channels of further vertex features.
     """
-    features = 3 + 3 + backbone.channels.stem + backbone.channels.layer1      # position, RGB, maps
+    features = more + 3 + 3 + backbone.channels.stem + backbone.channels.layer1     # position, RGB, maps
     tokens = channels + channels + channels // 4                              # F_h and F*_h
     edges = mesh_edges(hand_model.faces[Hand.RIGHT])                          # the left hand has the same edges
     return PerHand(lambda: OffsetNet(features, tokens, edges), tied)

@@ -21,13 +21,14 @@ class JointPose(nn.Module):
     """6-D pose (B, 96) of one hand: the self-joint transformer and one linear layer.
 
     Takes the hand's tokens F* (B, 64, D), not needed here, joint features (B, 21, C) and coordinates (B, 21, 3).
+    outputs: 96, or more for what else is regressed from F_J*.
     """
 
-    def __init__(self, channels: int, depth: int = 4, heads: int = 4):
+    def __init__(self, channels: int, depth: int = 4, heads: int = 4, outputs: int = POSE_CHANNELS):
         super().__init__()
         self.position = nn.Parameter(torch.randn(NUM_JOINTS, channels) * 0.02)
         self.blocks = nn.ModuleList(AttentionBlock(channels, heads, prenorm=True) for _ in range(depth))
-        self.to_pose = small_linear(NUM_JOINTS * (channels + 3), POSE_CHANNELS)
+        self.to_pose = small_linear(NUM_JOINTS * (channels + 3), outputs)
 
     def forward(self, adapted: Tensor, features: Tensor, coordinates: Tensor) -> Tensor:
         tokens = features + self.position
@@ -45,7 +46,7 @@ class ManoHead(nn.Module):
     def __init__(self, model: HandModel, pose: PerHand, *, channels: int, hidden: int, depth_range: float):
         super().__init__()
         self.pose, self.depth_range = pose, depth_range
-        self.shape = PerHand(lambda: small_linear(channels, NUM_SHAPE))
+        self.shape: PerHand | None = PerHand(lambda: small_linear(channels, NUM_SHAPE))     # None: `pose` gives it too
         self.camera = PerHand(lambda: small_linear(channels, 3))
         self.relative = nn.Sequential(nn.Linear(2 * channels, hidden), nn.ReLU(), small_linear(hidden, 3))
         self.mano = ManoLayer(model)
@@ -54,23 +55,26 @@ class ManoHead(nn.Module):
     def forward(self, adapted: Tensor, joint: JointPrediction) -> HandPrediction:
         """adapted: F* (B, 2, 64, D)."""
         pooled = adapted.mean(dim=2)                                          # (B, 2, D)
-        rot6d = self.pose(adapted, joint.features, self._coordinates(joint.joints_cells)).float()
-        rot6d = rot6d.unflatten(-1, (NUM_MODEL_JOINTS, 6))
-        params = ManoParams(rot6d_to_matrix(self.rest_rot6d + rot6d), self.shape(pooled).float())
+        coordinates = joint_coordinates(joint.joints_cells, self.depth_range)
+        parameters = self.pose(adapted, joint.features, coordinates).float()
+        rot6d = parameters[..., :POSE_CHANNELS].unflatten(-1, (NUM_MODEL_JOINTS, 6))
+        shape = parameters[..., POSE_CHANNELS:] if self.shape is None else self.shape(pooled).float()
+        params = ManoParams(rot6d_to_matrix(self.rest_rot6d + rot6d), shape)
 
         vertices, joints = self.mano.about_wrist(params)
         relative = self.relative(pooled.flatten(1)).float()
         return HandPrediction(vertices, joints, relative, params, self._camera(pooled))
 
-    def _coordinates(self, joints_cells: Tensor) -> Tensor:
-        """Joints (B, 2, 21, 3) as x, y in [−1, 1] of the crop and z in decimetres, whatever range the cells cover."""
-        centered = joints_cells / (HEATMAP_CELLS / 2) - 1
-        return torch.cat([centered[..., :2], 10 * self.depth_range / 2 * centered[..., 2:]], dim=-1)
-
     def _camera(self, pooled: Tensor) -> Tensor:
         """Weak perspective (B, 2, 3); the exponential keeps the scale positive."""
         raw = self.camera(pooled).float()
         return torch.cat([START_SCALE * raw[..., :1].exp(), raw[..., 1:]], dim=-1)
+
+
+def joint_coordinates(joints_cells: Tensor, depth_range: float) -> Tensor:
+    """Joints (B, 2, 21, 3) as x, y in [−1, 1] of the crop and z in decimetres, whatever range the cells cover."""
+    centered = joints_cells / (HEATMAP_CELLS / 2) - 1
+    return torch.cat([centered[..., :2], 10 * depth_range / 2 * centered[..., 2:]], dim=-1)
 
 
 def small_linear(in_channels: int, out_channels: int) -> nn.Linear:

@@ -1,6 +1,7 @@
 """Weights for a backbone to start from: ImageNet's, a file's, or those of a trained LGNet."""
 
 import logging
+import re
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from common.nets.torchvision_import import import_torchvision
 from common.weights import WEIGHTS_SUFFIX, read_weights
 
 log = logging.getLogger(__name__)
+IMAGENET = ("imagenet", "download")     # what `model.pretrained` may be besides a file
 _BACKBONE = "backbone."                 # what the names of an LGNet's backbone begin with
 _WRAPPERS = ("module.", "_orig_mod.")   # of DistributedDataParallel and torch.compile
 
@@ -19,12 +21,13 @@ _WRAPPERS = ("module.", "_orig_mod.")   # of DistributedDataParallel and torch.c
 def load_pretrained(backbone: ResNet, pretrained: str) -> None:
     """Fill a backbone with weights and say so in one log line.
 
-    pretrained: "imagenet" downloads torchvision's IMAGENET1K_V1 weights, anything else is a file: a torchvision state
-    dict (a classifier `fc` in it is not needed), or weights of an LGNet, whose backbone is taken (`common.weights`).
+    pretrained: "imagenet" reads torchvision's IMAGENET1K_V1 weights where torchvision keeps them, "download" fetches
+    them first if they are not there, anything else is a file: a torchvision state dict (a classifier `fc` in it is not
+    needed), or weights of an LGNet, whose backbone is taken (`common.weights`).
     Raises UserError when the weights cannot be had or belong to another network.
     """
-    name = backbone.name
-    state = _download_imagenet(name) if pretrained == "imagenet" else _read_weights(Path(pretrained))
+    name, is_imagenet = backbone.name, pretrained in IMAGENET
+    state = _read_state(_imagenet_file(name, pretrained)) if is_imagenet else _read_weights(Path(pretrained))
     state = {key: value for key, value in state.items() if not key.startswith("fc.")}
     expected = backbone.state_dict()
     wrong = sorted(key for key in expected.keys() | state.keys() if not _same_shape(expected.get(key), state.get(key)))
@@ -35,29 +38,42 @@ def load_pretrained(backbone: ResNet, pretrained: str) -> None:
             "Give weights of the same network, or change model.backbone.",
         )
     backbone.load_state_dict(state)
-    log.info("%s starts from %s", name, "ImageNet (torchvision)" if pretrained == "imagenet" else pretrained)
+    log.info("%s starts from %s", name, "ImageNet (torchvision)" if is_imagenet else pretrained)
 
 
 def _same_shape(expected: Tensor | None, found: object) -> bool:
     return expected is not None and isinstance(found, Tensor) and expected.shape == found.shape
 
 
-def _download_imagenet(name: str) -> dict[str, Tensor]:
-    weights = import_torchvision().models.get_model_weights(name).IMAGENET1K_V1
-    try:
-        return weights.get_state_dict(progress=False, check_hash=True)
-    except OSError as error:
+def _imagenet_file(name: str, pretrained: str) -> Path:
+    url = import_torchvision().models.get_model_weights(name).IMAGENET1K_V1.url
+    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if file.is_file():
+        return file
+    if pretrained != "download":
         raise UserError(
-            f"model.pretrained is 'imagenet', but {weights.url} could not be downloaded: {error}.",
-            "Download that file elsewhere and set model.pretrained to its path, or leave it empty.",
-        ) from None
+            f"model.pretrained is 'imagenet', and torchvision's ImageNet weights of {name} are not here: there is no "
+            f"file {file}.",
+            f"Let this program fetch them with --set model.pretrained=download, or fetch {url} elsewhere and put it "
+            "there or name it with --set model.pretrained=FILE. To start from random weights instead, which needs far "
+            "more training, say --set model.pretrained=.",
+        )
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # The name ends in the first digits of the file's SHA-256.
+        torch.hub.download_url_to_file(url, str(file), hash_prefix=re.findall(r"-([0-9a-f]+)\.", file.name)[0])
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"model.pretrained is 'download', but {url} could not be downloaded: {error}.",
+                        "Download that file elsewhere and set model.pretrained to its path, or leave it empty.",
+                        ) from None
+    return file
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(
             f"model.pretrained is '{path}', and there is no such file.",
-            "Give a file with a torchvision state dict, 'imagenet' to download one, or nothing to start from scratch.",
+            "Give a file with a torchvision state dict, 'download' to fetch ImageNet's, or nothing for random weights.",
         )
     if path.suffix == WEIGHTS_SUFFIX:
         weights = read_weights(path).model

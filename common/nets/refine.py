@@ -12,7 +12,7 @@ from common.geometry import project_weak
 from common.hands import NUM_VERTICES, WRIST, Hand, mirror_vectors
 from common.nets.gin import GIN, GraphConvBlock, GraphResBlock, NeighbourSum, gin
 from common.nets.layers import PerHand, TokenBatchNorm, sample_map, sample_tokens
-from common.types import HandPrediction
+from common.types import HandPrediction, JointPrediction
 
 
 class VertexInputs(NamedTuple):
@@ -80,14 +80,14 @@ class RefineStage(nn.Module):
         self.offset_net = offset_net
         self.register_buffer("regressor", regressor, persistent=False)
 
-    def forward(self, mesh: HandPrediction, image_maps: list[Tensor], tokens: Tensor) -> HandPrediction:
+    def forward(self, mesh: HandPrediction, joint: JointPrediction, image_maps: list[Tensor], tokens: Tensor
+                ) -> HandPrediction:
         """image_maps: (B, C, H, W) each, seen by both hands.  tokens: (B, 2, 64, D), each hand's own."""
         # Detached: the gradient must not move vertices to where features are convenient.
         points = project_weak(mesh.vertices.detach(), mesh.camera.detach())   # (B, 2, 778, 2)
-        position = self._mirror(10 * mesh.vertices)                           # decimetres: the scale of the features
         sampled = [sample_map(image, points.flatten(1, 2)).unflatten(1, points.shape[1:3]) for image in image_maps]
-        features = torch.cat([position, *sampled], dim=-1)                    # (B, 2, 778, C)
-        offset = self._mirror(self.offset_net(features, tokens, points).float())
+        features = torch.cat([*self.vertex_features(mesh, joint), *sampled], dim=-1)          # (B, 2, 778, C)
+        offset = self.mirrored(self.offset_net(features, tokens, points).float())
 
         with torch.autocast(offset.device.type, enabled=False):
             # Only the shape may change: the wrist stays the origin.
@@ -95,7 +95,11 @@ class RefineStage(nn.Module):
             vertices = mesh.vertices + offset
             return mesh._replace(vertices=vertices, joints=self.regressor @ vertices)
 
-    def _mirror(self, vectors: Tensor) -> Tensor:
+    def vertex_features(self, mesh: HandPrediction, joint: JointPrediction) -> list[Tensor]:
+        """What a vertex knows besides the image maps, (B, 2, 778, ·) each.  joint: not needed here."""
+        return [self.mirrored(10 * mesh.vertices)]                            # decimetres: the scale of the features
+
+    def mirrored(self, vectors: Tensor) -> Tensor:
         """Vectors (B, 2, N, 3) with the left hand's mirrored if one net serves both hands."""
         if not self.offset_net.tied:
             return vectors

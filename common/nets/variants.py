@@ -13,14 +13,16 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.geometry import HEATMAP_CELLS
-from common.hands import NUM_JOINTS, Hand
+from common.hands import MANO21, MODEL16, NUM_JOINTS, NUM_SHAPE, Hand, joint_regressor
 from common.mano.model import HandModel
 from common.nets.attention import LGFA
 from common.nets.gin import GraphStack, NeighbourSum, gin, grid_edges, mesh_edges
 from common.nets.joint_head import HandSplit
 from common.nets.layers import PerHand
 from common.nets.lgnet import LGNet, build_offset_net
-from common.nets.mano_head import POSE_CHANNELS, small_linear
+from common.nets.mano_head import POSE_CHANNELS, JointPose, joint_coordinates, small_linear
+from common.nets.refine import RefineStage
+from common.types import HandPrediction, JointPrediction
 
 # A part of the network by the name of its module, and what takes its place.
 Replacements = dict[str, nn.Module | None]
@@ -163,6 +165,30 @@ class PooledPose(nn.Module):
         return self.to_pose(self.to_hidden(pooled).relu())
 
 
+# ---------------------------------------------------------------- refine stage
+
+class JointRefineStage(RefineStage):
+    """A vertex also sees F_J and J of its hand's joints, mixed by the hand model's skinning weights.
+
+    offset_net: with C + 3 more features than that of RefineStage.  weights: (2, 778, 16).  depth_range: as in
+    `joints_to_cells`.
+    """
+
+    mix: Tensor
+
+    def __init__(self, offset_net: PerHand, regressor: Tensor, weights: Tensor, depth_range: float):
+        super().__init__(offset_net, regressor)
+        self.depth_range = depth_range
+        mix = weights.new_zeros(*weights.shape[:-1], NUM_JOINTS)              # (2, 778, 21); fingertips move nothing
+        mix[..., [MANO21.index(name) for name in MODEL16.names]] = weights
+        self.register_buffer("mix", mix, persistent=False)
+
+    def vertex_features(self, mesh: HandPrediction, joint: JointPrediction) -> list[Tensor]:
+        place = self.mirrored(joint_coordinates(joint.joints_cells, self.depth_range))        # (B, 2, 21, 3)
+        of_joints = torch.cat([place, joint.features], dim=-1)
+        return [*super().vertex_features(mesh, joint), self.mix.to(of_joints.dtype) @ of_joints]
+
+
 # ---------------------------------------------------------------- all variants by name
 
 def wo_lr_feature(net: LGNet, hand_model: HandModel, channels: int) -> Replacements:
@@ -206,6 +232,19 @@ def refine_unshared(net: LGNet, hand_model: HandModel, channels: int) -> Replace
     return {"refine.offset_net": build_offset_net(hand_model, net.backbone, channels, tied=False)}
 
 
+def shape_from_joints(net: LGNet, hand_model: HandModel, channels: int) -> Replacements:
+    """Another reading of III-B: the shape, like the pose, from F_J* and not from GAP(F*)."""
+    return {"mano_head.pose": PerHand(lambda: JointPose(channels, outputs=POSE_CHANNELS + NUM_SHAPE)),
+            "mano_head.shape": None}
+
+
+def refine_from_joints(net: LGNet, hand_model: HandModel, channels: int) -> Replacements:
+    """The arrow of fig. 2 from J and F_J into the refine stage, of which the text says nothing."""
+    offset_net = build_offset_net(hand_model, net.backbone, channels, tied=True, more=channels + 3)
+    return {"refine": JointRefineStage(offset_net, joint_regressor(hand_model.regressor), hand_model.weights,
+                                       net.mano_head.depth_range)}
+
+
 def lgfa_prenorm(net: LGNet, hand_model: HandModel, channels: int) -> Replacements:
     """A stronger LGFA: LayerNorm, four heads, separate weights for its two steps."""
     def lgfa() -> LGFA:
@@ -239,5 +278,6 @@ def local_graph_mesh63(net: LGNet, hand_model: HandModel, channels: int) -> Repl
 
 VARIANTS: dict[str, Callable[[LGNet, HandModel, int], Replacements]] = {variant.__name__: variant for variant in (
     wo_lr_feature, wo_lgblock, wo_local_unit, wo_global_unit, wo_joint_stage, wo_mesh_stage, wo_refine_stage,
-    refine_unshared, lgfa_prenorm, graph_conv_cheb, local_graph_none, local_graph_mesh63,
+    refine_unshared, refine_from_joints, shape_from_joints, lgfa_prenorm, graph_conv_cheb, local_graph_none,
+    local_graph_mesh63,
 )}

@@ -15,6 +15,7 @@ from torch import nn
 from common.errors import UserError
 from common.mano.model import HandModel
 from common.nets.lgnet import LGNet, build_lgnet
+from common.nets.pretrained import IMAGENET
 from common.nets.variants import apply_variants
 from common.settings import PathOr, Range, fixes
 
@@ -25,8 +26,8 @@ class ModelConfig:
 
     name: str = fixes("model", "lgnet")     # in MODELS
     backbone: Literal["resnet18", "resnet34", "resnet50"] = fixes("model", "resnet50")
-    # Of the backbone: "" random, "imagenet" torchvision's download, or a file.
-    pretrained: Annotated[str, PathOr("imagenet")] = ""
+    # Of the backbone: "" random, "imagenet" torchvision's, "download" the same, fetched if missing, or a file.
+    pretrained: Annotated[str, PathOr(IMAGENET)] = ""
     # The side of the crop, pixels.
     input_size: Annotated[int, Range(32, 4096)] = fixes("model", 256)
     # c of the paper; 0: the network's own, 512, or 256 for LGNet-Light.

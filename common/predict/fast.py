@@ -28,6 +28,10 @@ def accelerated(model: nn.Module, *, channels_last: bool, compile_mode: str) -> 
     if not can_compile():
         raise UserError(f"torch.compile (mode '{compile_mode}') needs a C++ compiler, and none was found.",
                         "Install g++ or clang++, or leave compile empty.")
+    for layer in model.modules():
+        if isinstance(layer, ManoLayer):    # torch.compile cannot follow smplx's walk along the parents. Said here and
+            # not by a decorator, which would import the compiler, a second at every start.
+            layer.forward = torch.compiler.disable(layer.forward)   # type: ignore[method-assign]
     return torch.compile(model, mode=compile_mode)      # type: ignore[return-value]    # a module for a module
 
 

@@ -44,7 +44,8 @@ LGFA_PAPER = "lgfa_paper"       # the table's network without its variant of LGF
 # Those of the paper's Table III, then other readings of what it leaves open.
 ROWS = ("full", "wo_joint_stage", "wo_mesh_stage", "wo_refine_stage", "wo_lr_feature", "wo_lgblock", "wo_local_unit",
         "wo_global_unit", "wo_normal_loss", "wo_edge_loss", "wo_laplacian_loss",
-        "lgfa_paper", "local_graph_mesh63", "local_graph_none", "graph_conv_cheb")
+        "lgfa_paper", "local_graph_mesh63", "local_graph_none", "graph_conv_cheb", "shape_from_joints",
+        "refine_from_joints")
 METRICS = ("mpjpe", "mpvpe", "mrrpe")
 _RESAMPLES = 1000
 
@@ -138,9 +139,9 @@ def row_overrides(row: str, full: Config) -> list[str]:
         losses = sorted(path.stem for path in file.parent.glob("*.yaml") if path.stem not in VARIANTS)
         raise UserError(f"There is no row '{row}'.",
                         f"The rows are: {', '.join(['full', LGFA_PAPER, *VARIANTS, *losses])}.")
-    changes = yaml.safe_load(file.read_text())
+    changes = yaml.load(file.read_text(), Loader=yaml.BaseLoader)
     del changes["base"]
-    return [f"{section}.{key}={json.dumps(value)}" for section, values in changes.items()
+    return [f"{section}.{key}={value}" for section, values in changes.items()
             for key, value in values.items()]
 
 

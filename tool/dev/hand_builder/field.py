@@ -17,6 +17,7 @@ from scipy.interpolate import PchipInterpolator
 from tool.dev.hand_builder.skeleton import unit
 
 FAR = 1e3
+TIE = 1e-9  # square mm
 
 
 class Tube(NamedTuple):
@@ -80,7 +81,9 @@ def foot(tube: Tube, points: np.ndarray) -> Foot:
         at_end = ((over < 0) & (k == 0)) | ((over > 0) & (k == last))
         v_wedge = np.where(v < 0, -1.0, 1.0) * np.hypot(v, over)  # the outer side of a bend is a round fan
 
-        closer = distance < best
+        # On the outer side of a bend two segments are equally near, but for the last bits, in which processors differ:
+        # the first of them is taken.
+        closer = distance < best - TIE
         best = np.where(closer, distance, best)
         station = np.where(closer, k + t / length, station)
         side = np.where(closer, u, side)
