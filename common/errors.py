@@ -1,5 +1,6 @@
 """Errors that a user can cause, and the exit codes of every entry point."""
 
+import errno
 import os
 import signal
 import sys
@@ -36,6 +37,21 @@ class UserError(Exception):
         return type(self), (self.message, self.hint, self.exit_code)
 
 
+# What the system says of a path that cannot be one of a file here, or not for this user.
+_WRONG_PATH = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+
+
+def as_user_error(error: BaseException) -> UserError | None:
+    """The error as one that the user can fix; None for one of the program. Whoever looks for a file need not expect
+    that its path is too long or its folder closed: that is told here, with the path."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, OSError) and error.errno in _WRONG_PATH and isinstance(error.filename, (str, os.PathLike)):
+        return UserError(f"{os.fspath(error.filename)} cannot be used: {error.strerror}.",
+                         "Give another path, or make this one accessible.")
+    return None
+
+
 def leave_on_interrupt() -> None:
     """Until `run_entry_point`, let Ctrl-C end the process at once: while modules are imported nothing is to be saved,
     and an exception in the middle of an import comes out as any other."""
@@ -55,10 +71,13 @@ def run_entry_point(main: Callable[[], int | None]) -> None:
         if signal.getsignal(signal.SIGINT) is _leave:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         code = main() or EXIT_OK
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = EXIT_INTERRUPTED
+    except Exception as error:
+        told = as_user_error(error)
+        if told is None:
+            raise
+        print(f"error: {told}", file=sys.stderr)
+        code = told.exit_code
     sys.exit(code)

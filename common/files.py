@@ -1,11 +1,12 @@
 """Files that are complete or absent, with a SHA-256 beside those that matter, and JSON.
 
-Paths of a configuration are relative to `ROOT`, the repository. What `write_signed` writes is two files: NAME and
+What `write_signed` writes is two files: NAME and
 NAME.sha256, a line that `sha256sum -c` reads. The second is written last: without it, or with another digest in it, the
 first does not count.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -18,6 +19,11 @@ from typing import Any, BinaryIO, cast
 from common.errors import EXIT_ENVIRONMENT, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def from_repository(path: str) -> Path:
+    """A path of a configuration: relative to the repository, absolute, or in the home folder by `~`."""
+    return ROOT / os.path.expanduser(path)
 
 
 # ---------------------------------------------------------------- atomic writes
@@ -51,7 +57,8 @@ def cannot_write(path: Path, error: OSError, size: int = 0) -> UserError:
     """What to raise if `path` cannot be written: exit code 2 if no file can be there, 5 if the disk or the folder does
     not take one of `size` bytes (0: unknown)."""
     reason = error.strerror or str(error)
-    if isinstance(error, (NotADirectoryError, IsADirectoryError, FileExistsError)):
+    is_no_path = error.errno in (errno.ENAMETOOLONG, errno.ELOOP)
+    if is_no_path or isinstance(error, (NotADirectoryError, IsADirectoryError, FileExistsError)):
         return UserError(f"Cannot write {path}: {reason}.", "Choose another path.")
     needs = f"needs about {megabytes(size)}, " if size else ""
     return UserError(f"Cannot write {path}: {reason} ({needs}{megabytes(free_bytes(path))} are free).",
@@ -104,7 +111,7 @@ def checked_sha256(path: Path, hint: str) -> str:
     """The SHA-256 of a file that `write_signed` wrote; UserError, with `hint`, if it is not as it was written."""
     if not digest_path(path).is_file():
         raise UserError(f"{path} is incomplete: {digest_path(path).name}, which is written last, is missing beside "
-                        "it.", hint)
+                        "it.", f"Copy that file too; if there is none, {path.name} was never finished: use another.")
     try:
         expected, found = stored_sha256(path), sha256_of(path)
     except OSError as error:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from common.geometry import HEATMAP_CELLS, crop_to_grid, inside_cells, joints_to_cells, project_weak
 from common.hands import NUM_VERTICES
+from common.settings import Weight
 from common.types import HandPrediction, Stages, Targets
 
 AUXILIARY = ("joint_25d", "joint_projected", "relative", "pose", "shape")
@@ -47,18 +48,18 @@ def _spread(valid: Tensor, like: Tensor) -> Tensor:
 class LossConfig:
     """Weights. The first five are the paper's (eqs. 12–16), the rest supervise what its losses leave free."""
 
-    mesh: float = 1.0
-    joint: float = 1.0
-    normal: float = 1.0
-    edge: float = 1.0
-    laplacian: float = 50.0
+    mesh: Weight = 1.0
+    joint: Weight = 1.0
+    normal: Weight = 1.0
+    edge: Weight = 1.0
+    laplacian: Weight = 50.0
     normal_edges: Literal["raw", "unit"] = "unit"   # eq. 14's edge vectors: as printed, in metres, or of length 1
     aux_losses: bool = True                 # false switches every term below off
-    joint_25d: float = 1.0
-    joint_projected: float = 1.0
-    relative: float = 1.0
-    pose: float = 1.0
-    shape: float = 1.0
+    joint_25d: Weight = 1.0
+    joint_projected: Weight = 1.0
+    relative: Weight = 1.0
+    pose: Weight = 1.0
+    shape: Weight = 1.0
 
 
 class TwoHandLoss(nn.Module):

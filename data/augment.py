@@ -5,7 +5,7 @@ then crop. So projecting the camera-frame targets with `camera_crop` lands on th
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import cv2
 import numpy as np
@@ -23,6 +23,7 @@ from common.hands import (
     mirror_points,
     mirror_rotations,
 )
+from common.settings import Range, Share
 from common.types import ManoParams, Sample, Targets
 from data.schema import Record
 
@@ -32,11 +33,11 @@ class AugmentConfig:
     """How far `draw_view` goes. The ranges are those of EANet, the code LGNet descends from; the paper names the kinds
     only."""
 
-    scale: float = 0.25                     # side of the box × (1 + scale·clip(N(0, 1), ±1))
-    rotation: float = 30.0                  # degrees × clip(N(0, 1), ±2)
-    rotation_probability: float = 0.6
-    flip_probability: float = 0.5
-    color: float = 0.2                      # each channel × U(1 − color, 1 + color)
+    scale: Annotated[float, Range(0, 0.9)] = 0.25       # side of the box × (1 + scale·clip(N(0, 1), ±1))
+    rotation: Annotated[float, Range(0, 180)] = 30.0    # degrees × clip(N(0, 1), ±2)
+    rotation_probability: Share = 0.6
+    flip_probability: Share = 0.5
+    color: Share = 0.2                      # each channel × U(1 − color, 1 + color)
 
 
 class View(NamedTuple):

@@ -171,7 +171,7 @@ def _build(home: Path, name: str, version: int, sources: list[Path], build: Call
             with source.open("rb") as file:
                 stat, content = os.fstat(file.fileno()), file.read()
         except OSError as error:
-            raise UserError(f"{source} cannot be read: {error.strerror}.", "Copy or download it again.") from None
+            raise UserError(f"{source} cannot be read: {error.strerror}.") from None
         stats[source.name] = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns,
                               "sha256": hashlib.sha256(content).hexdigest()}
         return content

@@ -4,9 +4,12 @@ description: the docstring of the entry point.
 """
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
+
+from common.files import ROOT
 
 GPU_FORMS = "Write --gpu as 0, 0,2, 0-3 or cpu; left out, it takes every GPU."
 
@@ -14,6 +17,11 @@ GPU_FORMS = "Write --gpu as 0, 0,2, 0-3 or cpu; left out, it takes every GPU."
 def new_parser(description: str | None) -> argparse.ArgumentParser:
     """A parser that prints the description as it stands."""
     return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def typed_path(text: str) -> Path:
+    """A path as it is typed: relative to the working directory, or in the home folder by `~`."""
+    return Path(os.path.expanduser(text))
 
 
 def add_gpu(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +52,8 @@ def test_parser(description: str | None) -> argparse.ArgumentParser:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--test_epoch", type=_epoch_or_best, metavar="N",
                        help="of snapshot_N.pth.tar, or best: the lowest score in the validation of training")
-    which.add_argument("--checkpoint", type=Path, metavar="FILE", help="a snapshot elsewhere, or a file of weights")
+    which.add_argument("--checkpoint", type=typed_path, metavar="FILE",
+                       help="a snapshot elsewhere, or a file of weights")
     parser.add_argument("--testset", help="short for --set data.testset=NAME")
     parser.add_argument("--split", help="short for --set data.test_split=NAME")
     parser.add_argument("--protocol", help="short for --set test.protocol=NAME: whose numbers are printed and drawn")
@@ -54,11 +63,12 @@ def test_parser(description: str | None) -> argparse.ArgumentParser:
                         help="short for --set test.pck_strict=true: PCK counts errors below the threshold only")
     parser.add_argument("--bins", nargs="+", metavar="EDGE",
                         help="short for --set test.bins=[EDGE,…]: edges of the bins of the asymmetry curve")
-    parser.add_argument("--dump", type=Path, metavar="FILE.npz", help="write the errors of each sample")
-    parser.add_argument("--save_predictions", type=Path, metavar="FILE.npz",
+    parser.add_argument("--dump", type=typed_path, metavar="FILE.npz", help="write the errors of each sample")
+    parser.add_argument("--save_predictions", type=typed_path, metavar="FILE.npz",
                         help="write the predictions, which tool/evaluate.py can score again")
     add_mano(parser, "where the MANO files are, for a snapshot that was trained with them")
-    parser.add_argument("--output", default="output", help="the run's output folder; relative to the repository")
+    parser.add_argument("--output", type=typed_path, default=ROOT / "output",
+                        help="the run's output folder; left out: output in the repository")
     add_set(parser, "change data and test options, for example data.root=FOLDER")
     return parser
 
@@ -67,13 +77,14 @@ def demo_parser(description: str | None) -> argparse.ArgumentParser:
     parser = new_parser(description)
     add_gpu(parser)
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--test_epoch", type=int, help="N of output/model_dump/snapshot_N.pth.tar")
-    which.add_argument("--checkpoint", type=Path, metavar="FILE", help="a snapshot elsewhere, or a file of weights; "
-                       "left out: the weights that come with the repository")
-    parser.add_argument("--input", type=Path, help="a folder of images, or one image; left out: those that come "
+    which.add_argument("--test_epoch", type=_epoch_or_best, metavar="N",
+                       help="of output/model_dump/snapshot_N.pth.tar in the repository, or best")
+    which.add_argument("--checkpoint", type=typed_path, metavar="FILE",
+                       help="a snapshot elsewhere, or a file of weights; left out: those that come with the repository")
+    parser.add_argument("--input", type=typed_path, help="a folder of images, or one image; left out: those that come "
                         "with the repository")
-    parser.add_argument("--output", type=Path, help="folder for the results; left out together with --input")
-    parser.add_argument("--boxes", type=Path, metavar="FILE",
+    parser.add_argument("--output", type=typed_path, help="folder for the results; left out together with --input")
+    parser.add_argument("--boxes", type=typed_path, metavar="FILE",
                         help='JSON with tight boxes round both hands: {"file name": [x, y, width, height]} in pixels')
     add_mano(parser, "where the MANO files are, for a snapshot that was trained with them")
     parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
@@ -86,4 +97,6 @@ PARSERS: dict[str, Callable[[str | None], argparse.ArgumentParser]] = {       # 
 
 
 def _epoch_or_best(text: str) -> int | Literal["best"]:
+    if text != "best" and not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"'{text}' is neither the number of an epoch nor best")
     return "best" if text == "best" else int(text)

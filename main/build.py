@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.files import ROOT
+from common.files import from_repository
 from common.losses import TwoHandLoss
 from common.mano.load import load_hand_model
 from common.mano.model import HandModel
@@ -54,7 +54,7 @@ def build_training_samples(config: Config, hand_model: HandModel, device: torch.
         return SamplesOnDisk(dataset, workers=data.workers, max_bad_fraction=data.max_bad_fraction)
     from data.synthetic.batches import RenderedBatches  # imported here: training from files needs no renderer
     return RenderedSamples(reader, RenderedBatches.of_set(
-        reader, ROOT / data.root, data.train_split, size=config.model.input_size, box_ratio=data.box_ratio,
+        reader, from_repository(data.root), data.train_split, size=config.model.input_size, box_ratio=data.box_ratio,
         seed=config.train.seed, device=device))
 
 
@@ -68,7 +68,7 @@ def build_training_reader(config: Config, hand_model: HandModel) -> Reader:
 
 def _reader(config: Config, hand_model: HandModel, name: str, split: str, root: str) -> Reader:
     data = config.data
-    return build_reader(name, root=ROOT / root, split=split, hand_model=hand_model, filter=data.filter,
+    return build_reader(name, root=from_repository(root), split=split, hand_model=hand_model, filter=data.filter,
                         box_source=data.box_source)
 
 
@@ -118,13 +118,13 @@ def load_initial_weights(model: nn.Module, config: Config, hand_model: HandModel
         if backbone is None:
             raise UserError(f"model.pretrained is '{pretrained}', but {config.model.name} has no backbone to fill.",
                             "Leave it empty.")
-        load_pretrained(backbone, pretrained if pretrained in IMAGENET else str(ROOT / pretrained))
+        load_pretrained(backbone, pretrained if pretrained in IMAGENET else str(from_repository(pretrained)))
 
 
 def _start_from(model: nn.Module, start_from: str, hand_model: HandModel) -> None:
     """Parts that the file lacks, such as the refine stage of a model trained without it, stay as they are; parts that
     only the file has are left out."""
-    path = ROOT / start_from
+    path = from_repository(start_from)
     trained = load_trained(path)
     new, left_out = load_shared_parts(model, trained.model, str(path))
     changed = [f"; {what}: {', '.join(sorted(parts))}" for what, parts in (("new", new), ("left out", left_out))

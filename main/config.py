@@ -1,25 +1,32 @@
 """The configuration: frozen dataclasses, filled from a YAML file and `--set a.b=c`.
 
 A YAML file may start from another one with `base: lgnet.yaml` (relative to itself) and names only what differs.
-Unknown keys and values of the wrong type are refused with the key, the value and the closest known key.
+Unknown keys, and values of another type or outside the range that stands at the key, are refused with the key, the
+value and the remedy.
+
+What is written is text, and the type of its key alone says how it is read: a text to the letter, a number as a decimal
+one, a switch as true or false. Paths in a file are relative to the repository, typed ones to the working directory.
 """
 
 import dataclasses
 import difflib
-import json
+import math
 import os
-import types
+import re
 import typing
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 
 from common.errors import UserError
+from common.files import ROOT
 from common.losses import LossConfig
-from common.nets.zoo import ModelConfig, fixes, upgraded
+from common.nets.zoo import ModelConfig, upgraded
 from common.score.metrics import protocol_named
+from common.settings import Count, CountOr0, FilePath, PathOr, Range, Share, fixes
 from data.augment import AugmentConfig
 
 CONFIG_DIR = Path(__file__).parent / "configs"
@@ -29,34 +36,29 @@ CompileMode = Literal["", "default", "reduce-overhead", "max-autotune"]
 @dataclass(frozen=True)
 class HandModelConfig:
     name: Literal["builtin", "mano"] = fixes("model", "builtin")
-    path: str = ""                          # folder with MANO_RIGHT and MANO_LEFT; unused by the built-in hand
+    path: FilePath = ""                     # folder with MANO_RIGHT and MANO_LEFT; unused by the built-in hand
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    root: str = "data/InterHand26M/data"    # relative to the repository, or absolute
-    more_roots: tuple[str, ...] = ()        # other folders of the trainset, trained on beside root
+    root: FilePath = "data/InterHand26M/data"
+    more_roots: tuple[FilePath, ...] = ()   # other folders of the trainset, trained on beside root
     trainset: str = fixes("score", "InterHand26M")          # a name in data.READERS
     testset: str = "InterHand26M"
     train_split: str = "train"
     val_split: str = fixes("score", "val")  # of the trainset; watched in training: see train.validate_every
-    val_samples: int = fixes("score", 1000)  # of it at most, spread evenly
+    val_samples: Count = fixes("score", 1000)   # of it at most, spread evenly
     test_split: str = "test"
     filter: Literal["ih_hm", "human", "all"] = fixes("score", "ih_hm")      # see data.schema.Filter
     box_source: Literal["vertices", "joints", "json"] = fixes("score", "vertices")
-    box_ratio: float = 0.8                  # the hands fill this share of the crop
+    box_ratio: Annotated[float, Range(0.05, 2)] = 0.8       # the hands fill this share of the crop
     render_anew: bool = False               # a rendered trainset only: draw its hands anew on the training device, in
                                             # every epoch with another camera, person and place, and no augmentation
-    workers: int = 4                        # loader processes for each training process
-    max_bad_fraction: float = 0.001         # of the training samples may be unusable before the run stops
+    workers: Annotated[int, Range(0, 1024)] = 4             # loader processes for each training process
+    max_bad_fraction: Share = 0.001         # of the training samples may be unusable before the run stops
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_bad_fraction <= 1:
-            raise UserError(f"data.max_bad_fraction is {self.max_bad_fraction}.", "It must lie between 0 and 1.")
-        if self.val_samples < 1:
-            raise UserError(f"data.val_samples is {self.val_samples}.",
-                            "It must be at least 1; train.validate_every=0 switches validation off.")
         if self.render_anew and self.more_roots:
             raise UserError("data.render_anew=true draws the hands of one set, but data.more_roots names others.",
                             "Leave one of them out.")
@@ -64,41 +66,29 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    epochs: int = 30
-    batch_size: int = 32                    # for each process
-    lr: float = 1e-4
+    epochs: Count = 30
+    batch_size: Count = 32                  # for each process
+    lr: Annotated[float, Range(1e-9, 10)] = 1e-4
     lr_decay: Literal["drops", "cosine"] = "drops"
-    lr_drops: tuple[int, ...] = (10, 15)    # drops: epochs at which lr is divided by 10. cosine: from lr to 0, unused
-    start_from: str = ""                    # snapshot or weights that a new run goes on from, not model.pretrained
-    warmup_steps: int = 0                   # linear rise of lr from 0
-    max_grad_norm: float = 0.0              # 0: no clipping
+    # "drops": epochs at which lr is divided by 10. "cosine", from lr to 0, does not use them.
+    lr_drops: tuple[CountOr0, ...] = (10, 15)
+    start_from: FilePath = ""               # snapshot or weights that a new run goes on from, not model.pretrained
+    warmup_steps: CountOr0 = 0              # linear rise of lr from 0
+    max_grad_norm: Annotated[float, Range(0, 1e9)] = 0.0    # 0: no clipping
     precision: Literal["float32", "bfloat16"] = "float32"
-    accumulate: int = 1                     # batches for each step, whose gradients are averaged: see Trainer
+    accumulate: Count = 1                   # batches for each step, whose gradients are averaged: see Trainer
     compile: CompileMode = ""               # a mode of torch.compile; "" is eager
     channels_last: bool = False             # convolutions see maps as (H, W, C): often faster, other roundings
-    seed: int = 0
-    validate_every: int = 1                 # epochs; 0: never, and there is no best snapshot
-    keep_snapshots: int = 3                 # the last k and the best stay on disk
-    save_every: int = 0                     # steps inside an epoch; 0: only at its end
-    log_every: int = 50                     # steps
-
-    def __post_init__(self) -> None:
-        if self.lr <= 0:
-            raise UserError(f"train.lr is {self.lr}.", "It must be positive.")
-        for name in ("epochs", "batch_size", "accumulate"):
-            if getattr(self, name) < 1:
-                raise UserError(f"train.{name} is {getattr(self, name)}.", "It must be at least 1.")
-        if self.keep_snapshots < 1 or self.log_every < 1:
-            raise UserError(f"train.keep_snapshots is {self.keep_snapshots} and train.log_every {self.log_every}.",
-                            "Both must be at least 1.")
-        if self.validate_every < 0 or self.save_every < 0:
-            raise UserError(f"train.validate_every is {self.validate_every} and train.save_every {self.save_every}.",
-                            "Neither may be negative; 0 switches it off.")
+    seed: Annotated[int, Range(0, 10**18)] = 0
+    validate_every: CountOr0 = 1            # epochs; 0: never, and there is no best snapshot
+    keep_snapshots: Count = 3               # the last k and the best stay on disk
+    save_every: CountOr0 = 0                # steps inside an epoch; 0: only at its end
+    log_every: Count = 50                   # steps
 
 
 @dataclass(frozen=True)
 class TestConfig:
-    batch_size: int = 32
+    batch_size: Count = 32
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: CompileMode = ""
     channels_last: bool = False
@@ -106,7 +96,8 @@ class TestConfig:
     protocol: str = fixes("score", "lgnet")  # whose numbers are printed and drawn; see common.score.metrics.PROTOCOLS
     pck_exclude_root: bool = False          # leave the aligned joint out of PCK and AUC
     pck_strict: bool = False                # PCK counts errors below the threshold, not those equal to it
-    bins: tuple[float, ...] = ()            # edges for the asymmetry; empty: six bins with equally many samples
+    # Edges for the asymmetry; empty: six bins with equally many samples.
+    bins: tuple[Annotated[float, Range(-1e9, 1e9)], ...] = ()
 
     def __post_init__(self) -> None:
         protocol_named(self.protocol)       # a mistake in it is told now and not after the first epoch
@@ -123,7 +114,7 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     test: TestConfig = field(default_factory=TestConfig)
-    output: str = "output"                  # model_dump, log, result, vis; relative to the repository
+    output: FilePath = "output"             # model_dump, log, result, vis
 
 
 def load_config(path: str | Path = "lgnet.yaml", overrides: list[str] | None = None) -> Config:
@@ -131,7 +122,7 @@ def load_config(path: str | Path = "lgnet.yaml", overrides: list[str] | None = N
 
     path: a file, or the name of one in main/configs.
     """
-    values = _read_yaml(_find(Path(path)))
+    values = _read_yaml(_find(Path(os.path.expanduser(path))))
     for override in overrides or []:
         _apply_override(values, override)
     return _build(Config, values, prefix="")
@@ -146,11 +137,8 @@ def changed_config(config: Config, overrides: list[str]) -> Config:
 
 
 def mano_overrides(folder: str | None) -> list[str]:
-    """The `a.b=c` overrides that `--mano FOLDER` stands for; the folder is relative to the working directory."""
-    if folder is None:
-        return []
-    path = os.path.abspath(os.path.expanduser(folder))
-    return ["hand_model.name=mano", f"hand_model.path={json.dumps(path)}"]     # quoted: a name such as 1e3 stays text
+    """The `a.b=c` overrides that `--mano FOLDER` stands for."""
+    return [] if folder is None else ["hand_model.name=mano", f"hand_model.path={folder}"]
 
 
 def config_from_dict(values: dict[str, Any]) -> Config:
@@ -205,7 +193,7 @@ def _find(path: Path) -> Path:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)    # no value but text
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not a YAML file: {' '.join(str(error).split())}.") from None
     values = {} if values is None else values
@@ -213,7 +201,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} holds {type(values).__name__} at its top level.",
                         "It must hold keys such as 'train:'.")
     base = values.pop("base", None)
-    return values if base is None else _merged(_read_yaml(_find(path.parent / str(base))), values)
+    return values if base is None else _merged(_read_yaml(_find(path.parent / os.path.expanduser(str(base)))), values)
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -224,26 +212,26 @@ def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+class _Typed(str):
+    """A value as it was typed after `--set`."""
+
+
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"--set got '{override}'.", "Write it as key=value, for example --set train.lr=3e-4.")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
     *sections, name = key.split(".")
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
             raise UserError(f"--set {override}: '{section}' is a value, not a section.")
-    values[name] = value
+    values[name] = _Typed(text)
 
 
 def _build(kind: type, values: Any, prefix: str) -> Any:
     if not isinstance(values, dict):
         raise UserError(f"Config section '{prefix.rstrip('.')}' is {values!r}.", "It must hold keys.")
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     for key in values:
         if key not in hints:
             close = difflib.get_close_matches(str(key), hints, n=1)
@@ -253,26 +241,66 @@ def _build(kind: type, values: Any, prefix: str) -> Any:
 
 
 def _coerce(hint: Any, value: Any, key: str) -> Any:
-    """`value` as the field's type; PyYAML reads 1e-4 as a string, so numbers are read from strings too."""
+    """`value` as the type of its key. It is text, or what an earlier configuration stored."""
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return _build(hint, value, f"{key}.")
-    origin, options = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        if value in options:
-            return value
+    if typing.get_origin(hint) is tuple:
+        return tuple(_coerce(typing.get_args(hint)[0], item, key) for item in _items(value, key))
+    if typing.get_origin(hint) is Literal:
+        return _option(typing.get_args(hint), value, key)
+    if hint is bool:
+        return _switch(value, key)
+    kind, limit = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint, None)
+    return _text(limit, value, key) if kind is str else _number(kind, limit, value, key)
+
+
+def _option(options: tuple[str, ...], value: Any, key: str) -> str:
+    if value not in options:
         raise UserError(f"Config key '{key}' is {value!r}.", f"It must be one of: {', '.join(options)}.")
-    if origin is tuple and isinstance(value, (list, tuple)):
-        return tuple(_coerce(options[0], item, key) for item in value)
-    if hint is bool and isinstance(value, bool):
-        return value
-    if hint in (int, float) and not isinstance(value, bool):
-        try:
-            number = float(value)
-            if hint is float or number.is_integer():
-                return hint(number)
-        except (TypeError, ValueError, OverflowError):
-            pass
-    if hint is str and (value is None or isinstance(value, (str, int, float))):
-        return "" if value is None else str(value)
-    name = "a list" if isinstance(hint, types.GenericAlias) else f"a value of type {hint.__name__}"
-    raise UserError(f"Config key '{key}' is {value!r}.", f"It must be {name}.")
+    return str(value)
+
+
+def _switch(value: Any, key: str) -> bool:
+    if str(value).lower() not in ("true", "false"):
+        raise UserError(f"Config key '{key}' is {value!r}.", "It must be true or false.")
+    return str(value).lower() == "true"
+
+
+def _number(kind: type[int] | type[float], limit: Range, value: Any, key: str) -> int | float:
+    number = _decimal(str(value))
+    if limit.low <= number <= limit.high and (kind is float or number % 1 == 0):
+        return kind(number)
+    what = "a whole number" if kind is int else "a number"
+    raise UserError(f"Config key '{key}' is {value!r}.", f"It must be {what} from {limit.low:g} to {limit.high:g}.")
+
+
+def _decimal(text: str) -> int | float:
+    """The number that a text says, whole ones exactly; NaN if it says none."""
+    with suppress(ValueError):
+        return int(text)
+    with suppress(ValueError):
+        return float(text)
+    return math.nan
+
+
+def _text(path: PathOr | None, value: Any, key: str) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"Config key '{key}' is {value!r}.", "It must be text.")
+    is_typed_path = path is not None and isinstance(value, _Typed) and value not in ("", *path.words)
+    return _seen_from_repository(value) if is_typed_path else str(value)
+
+
+def _seen_from_repository(path: str) -> str:
+    """A path that is relative to the working directory as one that is relative to the repository, if it lies there."""
+    absolute = Path(os.path.abspath(os.path.expanduser(path)))
+    return str(absolute.relative_to(ROOT) if absolute.is_relative_to(ROOT) else absolute)
+
+
+def _items(value: Any, key: str) -> list[Any]:
+    """The items of a list, or of one typed as `[a, b]`; an item in quotes may hold commas."""
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    if not isinstance(value, _Typed) or not re.fullmatch(r"\[.*\]", value, re.DOTALL):
+        raise UserError(f"Config key '{key}' is {value!r}.", "It must be a list, such as [a, b].")
+    items = [item.strip() for item in re.split(r',(?=(?:[^"]*"[^"]*")*[^"]*$)', value[1:-1])]
+    return [_Typed(re.sub(r"""^(["'])(.*)\1$""", r"\2", item, flags=re.DOTALL)) for item in items if item]

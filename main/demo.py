@@ -31,7 +31,7 @@ from main.arguments import demo_parser
 from main.config import mano_overrides
 from main.engine.processes.launch import Process, launch
 from main.engine.results import result_files, write_results
-from main.engine.run.snapshots import snapshot_path
+from main.engine.run.snapshots import best_epoch, snapshot_path
 from main.network import load_network
 
 EXAMPLES = ROOT / "common" / "assets" / "examples"
@@ -45,7 +45,7 @@ def demo(args: argparse.Namespace, process: Process) -> int:
     folder = ImageFolder(args.input, boxes)
     outputs = [result_files(args.output, name) for name in folder.names]
     prepare_output(args.output, outputs, args.overwrite)
-    path = chosen_file(args)
+    path = chosen_file(args, process)
     network = load_network(path, [*args.set, *mano_overrides(args.mano)], process.device)
     process.gather(None)        # nobody writes before everybody has looked at what exists
     if process.is_main and path == SHIPPED:
@@ -74,10 +74,13 @@ def demo(args: argparse.Namespace, process: Process) -> int:
     return EXIT_SOME_FAILED if failed else EXIT_OK
 
 
-def chosen_file(args: argparse.Namespace) -> Path:
+def chosen_file(args: argparse.Namespace, process: Process) -> Path:
     """The snapshot or file of weights that the arguments choose."""
+    snapshots = ROOT / "output" / "model_dump"
+    if args.test_epoch == "best":       # training may save another one meanwhile: the main process decides
+        return snapshot_path(snapshots, process.gather(best_epoch(snapshots))[0])
     if args.test_epoch is not None:
-        return snapshot_path(ROOT / "output" / "model_dump", args.test_epoch)
+        return snapshot_path(snapshots, args.test_epoch)
     return args.checkpoint or SHIPPED
 
 

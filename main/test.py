@@ -11,7 +11,6 @@ from typing import Literal
 
 from common.errors import EXIT_OK, run_entry_point
 from common.exchange.predictions import Origin, PredictionWriter, join_parts
-from common.files import ROOT
 from common.score.plots import write_curves
 from main.arguments import test_parser
 from main.build import build_dataset
@@ -76,7 +75,7 @@ def main() -> int:
     overrides = [*args.set, *(f"{key}={value}" for key, value in chosen.items() if value is not None)]
     overrides += mano_overrides(args.mano)
     which = args.checkpoint or args.test_epoch
-    return launch(partial(test, ROOT / args.output, which, overrides, args.dump, args.save_predictions), args.gpu)
+    return launch(partial(test, args.output, which, overrides, args.dump, args.save_predictions), args.gpu)
 
 
 if __name__ == "__main__":

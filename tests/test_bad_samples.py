@@ -26,7 +26,6 @@ from data.augment import AugmentConfig, empty_sample
 from data.checks import Reason
 from data.dataset import EpochSampler, TwoHandDataset
 from data.schema import Record
-from main.config import DataConfig
 from main.engine.bad_samples import BadSamples
 from main.engine.batches import Batches, SamplesOnDisk, TrainingBatch, batches, build_loader, on_device, predict
 from main.engine.processes.launch import Process
@@ -255,12 +254,6 @@ def test_the_share_of_the_whole_set_decides(bad: int, total: int, fraction: floa
     with pytest.raises(UserError) as caught:
         counted.refuse_more_than(fraction, total)
     assert str(caught.value).count("picture") == min(bad, bad_samples_module.MAX_NAMED) == min(bad, 10)
-
-
-@pytest.mark.parametrize("fraction", [-0.1, 1.5, float("nan")])
-def test_a_share_that_is_none_is_refused(fraction: float):
-    with pytest.raises(UserError, match="data.max_bad_fraction"):
-        DataConfig(max_bad_fraction=fraction)
 
 
 def test_a_sample_that_is_met_again_beside_a_new_one_is_not_named_again(caplog):

@@ -26,6 +26,7 @@ from main.engine.run.snapshots import (
     Snapshot,
     load_latest,
     load_snapshot,
+    load_trained,
     partial_path,
     remove_old_snapshots,
     save_snapshot,
@@ -231,8 +232,18 @@ def test_a_dictionary_of_something_else_is_refused(saved):
 
 def test_a_snapshot_without_its_digest_does_not_count(saved):
     saved.with_name(f"{saved.name}.sha256").unlink()
-    with pytest.raises(UserError, match="is incomplete"):
+    with pytest.raises(UserError, match="is incomplete: .*sha256.*Copy that file too"):
         load_snapshot(saved)
+
+
+@pytest.mark.parametrize(("inside", "named"), [
+    ("", "such as .*snapshot_3.pth.tar"), ("model_dump", "such as .*model_dump/snapshot_3.pth.tar"),
+    ("elsewhere", "Name a file")])
+def test_a_folder_is_told_from_a_snapshot(inside, named, tmp_path):
+    save_snapshot(make_snapshot(3), snapshot_path(tmp_path / inside, 3))
+    for load in (load_snapshot, load_trained):
+        with pytest.raises(UserError, match=f"is a folder, not a snapshot.*{named}"):
+            load(tmp_path)
 
 
 def test_a_missing_epoch_names_those_that_exist(tmp_path):

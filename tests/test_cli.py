@@ -36,7 +36,7 @@ def test_gpu_names_devices(gpu, available, expected):
 
 
 @pytest.mark.scorecard("gpu forms")
-@pytest.mark.parametrize(("gpu", "available"), [("cpu", 0), ("cpu", 4), (None, 0)])
+@pytest.mark.parametrize(("gpu", "available"), [("cpu", 0), ("cpu", 4), ("CPU", 1), ("Cpu", 0), (None, 0)])
 def test_the_cpu_is_used_when_asked_for_or_when_nothing_else_is_there(gpu, available):
     assert choose_devices(gpu, available) == [torch.device("cpu")]
 
@@ -169,6 +169,20 @@ def test_mistakes_end_in_one_paragraph_and_exit_code_2(run, trained, config_file
         errors = [line for line in text.splitlines() if line.startswith("error: ")]
         assert code == 2, f"{name}: {text}"
         assert len(errors) == 1 and expected in errors[0] and "Traceback" not in text, f"{name}: {text}"
+
+
+@pytest.mark.parametrize("program", ["test.py", "demo.py"])
+@pytest.mark.parametrize("epoch", ["x", "-1", "1.5", "", "BEST", "٣"])
+def test_an_epoch_is_a_number_or_best(run, program, epoch):
+    code, text = run(program, f"--test_epoch={epoch}")
+    assert code == 2 and f"'{epoch}' is neither the number of an epoch nor best" in text
+
+
+def test_the_output_folder_of_a_test_is_typed_from_here_and_left_out_the_repositorys(run, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    _, text = run("test.py", "--gpu", "cpu", "--test_epoch", 1, "--output", "mine")
+    assert f"There is no snapshot {Path('mine')}/model_dump/snapshot_1.pth.tar" in text
+    assert main.arguments.test_parser("").parse_args(["--test_epoch", "1"]).output == ROOT / "output"
 
 
 def test_left_out_gpu_says_that_the_cpu_is_used(run, monkeypatch, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny_snapshot import save_tiny_snapshot
 
@@ -20,6 +21,8 @@ from common.mano.model import HandModel
 from data.checks import BadSample
 from data.frames.boxes import read_boxes
 from data.frames.folder import ImageFolder, unique_names
+from main.arguments import demo_parser
+from main.engine.processes.launch import Process
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -223,6 +226,16 @@ def test_every_picture_gets_all_its_files(run_demo, pictures: Path, tmp_path: Pa
 def test_one_picture_may_be_given_instead_of_a_folder(run_demo, pictures: Path, tmp_path: Path):
     assert run_demo("--input", pictures / "wide.jpg", "--output", tmp_path / "out") == 0
     assert (tmp_path / "out" / "panel" / "wide.png").is_file()
+
+
+@pytest.mark.parametrize(("chosen", "file"), [(7, "snapshot_7.pth.tar"), ("best", "snapshot_2.pth.tar")])
+def test_an_epoch_of_the_repositorys_run_or_its_best_one_can_be_shown(chosen, file, monkeypatch, tmp_path: Path):
+    monkeypatch.syspath_prepend(str(ROOT / "main"))
+    demo = importlib.import_module("main.demo")
+    monkeypatch.setattr(demo, "ROOT", tmp_path)
+    monkeypatch.setattr(demo, "best_epoch", {tmp_path / "output" / "model_dump": 2}.__getitem__)
+    args = demo_parser("").parse_args(["--test_epoch", str(chosen)])
+    assert demo.chosen_file(args, Process(torch.device("cpu"))) == tmp_path / "output" / "model_dump" / file
 
 
 def test_without_input_the_images_of_the_repository_are_used_and_nothing_is_replaced(run_demo, tmp_path: Path, capsys):

@@ -172,6 +172,21 @@ def test_a_file_outside_the_set_is_refused(key, list_name, name, copy, hand_mode
         open_set(copy, hand_model)
 
 
+def test_file_names_written_on_windows_are_read_with_slashes(copy, hand_model):
+    expected = [open_set(copy, hand_model).describe(0)["path"]]
+
+    def rewrite(content):
+        for image in content["images"]:
+            image["file_name"] = image["file_name"].replace("/", "\\")
+        for annotation in content["annotations"]:
+            for key in ("right_mano_path", "left_mano_path"):
+                annotation[key] = annotation[key] and annotation[key].replace("/", "\\")
+
+    edit(copy, rewrite)
+    moved = open_set(copy, hand_model)
+    assert [moved.describe(0)["path"]] == expected and moved.read(0).vertices_valid.all()
+
+
 DAMAGES = {
     "image twice": (lambda c: c["images"].append(c["images"][0]), "images.9.: the id 500 occurs twice"),
     "annotation twice": (lambda c: c["annotations"].append(c["annotations"][0]), "occurs twice"),

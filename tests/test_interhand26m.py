@@ -355,6 +355,37 @@ def test_a_file_name_outside_the_image_folder_is_refused(name: str, copy, hand_m
         open_set(copy, hand_model)
 
 
+def test_file_names_written_on_windows_are_read_with_slashes(copy, hand_model, reader):
+    def rewrite(content):
+        for image in content["images"]:
+            image["file_name"] = image["file_name"].replace("/", "\\")
+
+    edit(annotation_file(copy, "data"), rewrite)
+    moved = open_set(copy, hand_model)
+    assert [moved.sample_id(i) for i in range(len(moved))] == [reader.sample_id(i) for i in range(len(reader))]
+    assert moved.read(5).image_path.is_file()
+
+
+@pytest.mark.parametrize(("kind", "place"), [
+    ("data", ("images", 0, "id")), ("data", ("annotations", 0, "id")), ("data", ("annotations", 0, "image_id"))])
+def test_an_id_of_another_type_is_no_reason_to_copy_the_file_again(kind, place, copy, hand_model):
+    _set(kind, *place, "7")(copy)
+    with pytest.raises(UserError, match="got `str`.*It must have the form of InterHand2.6M v1.0"):
+        open_set(copy, hand_model)
+
+
+@pytest.mark.parametrize(("filter", "hint"), [("ih_hm", "Try --set data.filter=all"), ("all", "No other filter")])
+def test_an_empty_choice_names_a_filter_only_if_another_may_keep_more(filter, hint, copy, hand_model):
+    def strip(content):
+        for annotation in content["annotations"]:
+            annotation["joint_valid"] = [0] * 42
+
+    edit(annotation_file(copy, "data"), strip)
+    annotation_file(copy, "MANO_NeuralAnnot").unlink()
+    with pytest.raises(UserError, match=f"No annotation can be used.*{hint}"):
+        open_set(copy, hand_model, filter=filter)
+
+
 @pytest.mark.parametrize("name", ["a..b/c...jpg", "...", "a b/ü.jpg", "./c.jpg", "~/c.jpg"])
 def test_a_file_name_that_only_looks_strange_is_not(name: str, copy, hand_model):
     _set("data", "images", 3, "file_name", name)(copy)

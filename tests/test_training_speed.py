@@ -25,7 +25,6 @@ import main.engine.trainer as trainer_module
 from common.errors import UserError
 from common.predict.fast import can_compile
 from common.types import Stages
-from main.config import TrainConfig
 from main.engine.batches import TrainingBatch
 from main.engine.processes.launch import Process
 from main.engine.processes.signals import StopRequest
@@ -195,12 +194,6 @@ def test_scalars_are_means_over_the_batches_since_they_were_last_read(tmp_path):
         assert log.means() == {"a": 3.0, "b": -3.0, "grad_norm": 5.0}
         log.add([{"a": torch.tensor(7.0)}], torch.tensor(1.0))
         assert log.means() == {"a": 7.0, "grad_norm": 1.0}
-
-
-@pytest.mark.parametrize("name", ["accumulate", "batch_size", "epochs"])
-def test_counts_below_one_are_refused(name):
-    with pytest.raises(UserError, match=f"train.{name} is 0"):
-        TrainConfig(**{name: 0})
 
 
 # ---------------------------------------------------------------- waiting

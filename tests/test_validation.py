@@ -17,7 +17,6 @@ from common.errors import UserError
 from common.score.scores import NetworkScores
 from data.dataset import EpochSampler
 from data.subset import EvenSubset, spread_evenly
-from main.config import DataConfig, TrainConfig
 from main.config import TestConfig as settings
 from main.engine.evaluator import Evaluator
 from main.engine.processes.launch import Process
@@ -179,18 +178,6 @@ def test_a_part_of_the_set_is_scored(data_root, hand_model, tmp_path):
                        process=Process(torch.device("cpu")))
     tested.run()
     assert tested.scores().counts.samples == 4
-
-
-@pytest.mark.parametrize(("config", "values", "named"), [
-    (DataConfig, {"val_samples": 0}, "data.val_samples is 0"),
-    (TrainConfig, {"validate_every": -1}, "train.validate_every is -1"),
-    (TrainConfig, {"save_every": -5}, "train.save_every -5"),
-    (TrainConfig, {"keep_snapshots": 0}, "train.keep_snapshots is 0"),
-    (TrainConfig, {"log_every": 0}, "train.log_every 0"),
-])
-def test_settings_that_mean_nothing_are_refused(config, values, named):
-    with pytest.raises(UserError, match=named):
-        config(**values)
 
 
 # ---------------------------------------------------------------- several processes

@@ -3,9 +3,8 @@
 import argparse
 import os
 from collections.abc import Callable
-from pathlib import Path
 
-from main.arguments import add_mano, add_set, new_parser
+from main.arguments import add_mano, add_set, new_parser, typed_path
 
 UNITS = ("m", "mm")                         # of common.exchange.conversion.METRES
 JOINT_ORDERS = ("mano21", "interhand21")    # of common.exchange.conversion.JOINT_SETS
@@ -14,28 +13,28 @@ SPLITS = ("train", "val", "test")
 
 def evaluate_parser(description: str | None) -> argparse.ArgumentParser:
     parser = new_parser(description)
-    parser.add_argument("file", type=Path, metavar="FILE.npz")
+    parser.add_argument("file", type=typed_path, metavar="FILE.npz")
     parser.add_argument("--protocol", help="short for --set test.protocol=NAME: whose numbers are printed and drawn")
     add_mano(parser, "where the MANO files are, for predictions made with them")
     parser.add_argument("--allow_missing", action="store_true",
                         help="score what was predicted, although samples or hands are missing; they are counted")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="for the results (default: FILE_scores)")
+    parser.add_argument("--output", type=typed_path, metavar="FOLDER", help="for the results (default: FILE_scores)")
     add_set(parser, "change data and test options, for example data.root=FOLDER")
     return parser
 
 
 def export_weights_parser(description: str | None) -> argparse.ArgumentParser:
     parser = new_parser(description)
-    parser.add_argument("snapshot", type=Path, help="written by train.py")
-    parser.add_argument("out", type=Path, metavar="OUT.safetensors", help="the file to write")
-    parser.add_argument("--metrics", type=Path, metavar="FILE", help="metrics.json of a test of this snapshot")
+    parser.add_argument("snapshot", type=typed_path, help="written by train.py")
+    parser.add_argument("out", type=typed_path, metavar="OUT.safetensors", help="the file to write")
+    parser.add_argument("--metrics", type=typed_path, metavar="FILE", help="metrics.json of a test of this snapshot")
     add_set(parser, "change the configuration in the file, for example test.flip_test=true")
     return parser
 
 
 def make_synthetic_parser(description: str | None) -> argparse.ArgumentParser:
     parser = new_parser(description)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the set")
+    parser.add_argument("--out", type=typed_path, required=True, help="folder of the set")
     parser.add_argument("--frames", type=int, help="images over all splits: 85 %% train, 5 %% val, 10 %% test")
     parser.add_argument("--seed", type=int, help="default: 0")
     parser.add_argument("--cameras", type=int, help="that see each time step (default: 2)")
@@ -70,13 +69,13 @@ def verify_data_parser(description: str | None) -> argparse.ArgumentParser:
                         help="processes (default: one for each CPU; 0: this one)")
     parser.add_argument("--limit", type=int, default=0,
                         help="look at so many samples of each split, evenly spread (default: all)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings")
+    parser.add_argument("--json", type=typed_path, metavar="FILE", help="write all findings")
     return parser
 
 
 def build_index_parser(description: str | None) -> argparse.ArgumentParser:
     parser = new_parser(description)
-    parser.add_argument("root", type=Path, help="the folder that holds 'annotations' and 'images'")
+    parser.add_argument("root", type=typed_path, help="the folder that holds 'annotations' and 'images'")
     parser.add_argument("--split", nargs="+", choices=SPLITS, default=[], help="left out: all that are there")
     parser.add_argument("--force", action="store_true", help="build again even if nothing has changed")
     parser.add_argument("--dark", action="store_true", help="measure how bright the images are")
@@ -95,8 +94,8 @@ def convert_predictions_parser(description: str | None) -> argparse.ArgumentPars
 
 
 def _add_form(parser: argparse.ArgumentParser, direction: str, form: str) -> None:
-    parser.add_argument("source", type=Path)
-    parser.add_argument("target", type=Path)
+    parser.add_argument("source", type=typed_path)
+    parser.add_argument("target", type=typed_path)
     add_mano(parser, "where the MANO files are, for predictions made with them")
     add_set(parser, "what the predictions are for: data.testset=HIC data.test_split=test")
     if form == "interwild":

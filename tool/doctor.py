@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
-from common.errors import UserError, run_entry_point  # these need the standard library only
-from common.files import ROOT
+from common.errors import UserError, as_user_error, run_entry_point  # these need the standard library only
+from common.files import ROOT, from_repository
+from main.arguments import typed_path
 from main.engine.run.provenance import pinned_versions
 
 EXIT_NOT_READY = 5
@@ -34,7 +35,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="lgnet", help="whose data, hand model and output folder are looked for")
     parser.add_argument("--mano", metavar="FOLDER", help="check the MANO files in FOLDER, which train.py --mano uses")
-    parser.add_argument("--run", type=Path, metavar="DIR", help="report on the training run with the output folder DIR")
+    parser.add_argument("--run", type=typed_path, metavar="DIR",
+                        help="report on the training run with the output folder DIR")
     args = parser.parse_args()
     return report_run(args.run) if args.run else report_machine(args.config, args.mano)
 
@@ -81,12 +83,11 @@ def _guarded(check: Callable[[], Report]) -> Report:
     """The lines of a check; a doctor that crashes helps nobody, so whatever goes wrong becomes a line."""
     try:
         yield from check()
-    except UserError as error:
-        yield f"!{error}"
     except ImportError as error:
         yield f"not checked: {error}"
     except Exception as error:
-        yield f"not checked: {type(error).__name__}: {' '.join(str(error).split())}"
+        told = as_user_error(error)
+        yield f"!{told}" if told else f"not checked: {type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def check_python() -> Report:
@@ -165,7 +166,7 @@ def check_data(config_name: str) -> Report:
     from data.InterHand26M.layout import find_layout
     from main.config import load_config
 
-    root = ROOT / load_config(config_name).data.root
+    root = from_repository(load_config(config_name).data.root)
     if not root.is_dir():
         yield f"none at {root}: render a set with bash tool/quickstart.sh, or see the README for InterHand2.6M"
         return
@@ -193,7 +194,7 @@ def check_snapshots(config_name: str) -> Report:
     from main.config import load_config
     from main.engine.run.snapshots import snapshots_in
 
-    folder = ROOT / load_config(config_name).output / "model_dump"
+    folder = from_repository(load_config(config_name).output) / "model_dump"
     names = [path.name for path in snapshots_in(folder)]
     yield f"{folder}: {', '.join(names) or 'none; train.py makes them'}"
 

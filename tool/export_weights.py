@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.errors import EXIT_OK, UserError, run_entry_point
-from common.files import ROOT, stored_sha256
+from common.files import from_repository, stored_sha256
 from common.score.scores import plain, read_result
 from common.weights import VERSION, WEIGHTS_SUFFIX, Metadata, read_weights, write_weights
 from main.config import changed_config, config_from_dict, config_to_dict, refuse_changes
@@ -73,7 +73,7 @@ def training(run: Run) -> dict[str, Any]:
 
 
 def _training_before(start_from: str) -> dict[str, Any] | None:
-    path = ROOT / start_from
+    path = from_repository(start_from)
     if not start_from:
         return None
     if not path.is_file():

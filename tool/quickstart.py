@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from common.errors import run_entry_point
-from common.files import ROOT
+from common.files import ROOT, from_repository
 from common.mano.load import load_hand_model
 from common.score.scores import read_result
 from common.weights import SHIPPED
@@ -30,18 +30,19 @@ NUM_PHOTOS = 12
 def main() -> int:
     args = quickstart_parser(__doc__).parse_args()
     config = load_config(args.config)
-    output, gpu = ROOT / config.output, ["--gpu", args.gpu] if args.gpu else []
+    output, data = from_repository(config.output), from_repository(config.data.root)
+    gpu = ["--gpu", args.gpu] if args.gpu else []
     epoch = config.train.epochs - 1
 
     first, trained = output / "shipped_weights", output / "demo"
     steps = {
         "demo": ["main/demo.py", "--output", first, "--overwrite", *gpu],
-        "render": ["tool/make_synthetic.py", "--out", ROOT / config.data.root, "--frames", args.frames, "--seed", 0],
+        "render": ["tool/make_synthetic.py", "--out", data, "--frames", args.frames, "--seed", 0],
         "train": ["main/train.py", "--config", args.config, *precision(), *gpu],
         "test": ["main/test.py", "--test_epoch", epoch, "--output", output, *gpu],
         "test of the shipped weights": [
             "main/test.py", "--checkpoint", SHIPPED, "--output", first, *gpu, "--set",
-            *(f"data.{key}={getattr(config.data, key)}" for key in ("root", "filter", "workers"))],
+            f"data.root={data}", *(f"data.{key}={getattr(config.data, key)}" for key in ("filter", "workers"))],
         "demo of what was trained": [
             "main/demo.py", "--checkpoint", snapshot_path(output / "model_dump", epoch), "--input", output / "photos",
             "--boxes", output / "photos" / "boxes.json", "--output", trained, "--overwrite", *gpu],
@@ -54,7 +55,8 @@ def main() -> int:
             choose_photos(config, output / "photos")
         print(f"\n=== {name} ===", flush=True)
         start = time.monotonic()
-        code = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT).returncode
+        program, *arguments = command
+        code = subprocess.run([sys.executable, str(ROOT / program), *map(str, arguments)]).returncode
         minutes[name] = (time.monotonic() - start) / 60
         if code:
             print(f"The step '{name}' stopped with exit code {code}; the steps before it are kept. "
@@ -77,7 +79,7 @@ def precision() -> list[str]:
 def choose_photos(config: Config, folder: Path) -> None:
     """Copy images spread over the test split into a folder, with their boxes in boxes.json."""
     hand_model = load_hand_model(config.hand_model.name, config.hand_model.path)
-    reader = build_reader(config.data.testset, root=ROOT / config.data.root, split=config.data.test_split,
+    reader = build_reader(config.data.testset, root=from_repository(config.data.root), split=config.data.test_split,
                           hand_model=hand_model, filter=config.data.filter, box_source=config.data.box_source)
     folder.mkdir(parents=True, exist_ok=True)
     boxes = {}

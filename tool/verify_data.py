@@ -15,7 +15,6 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,10 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from common.errors import EXIT_OK, EXIT_SOME_FAILED, UserError, run_entry_point
-from common.files import (
-    ROOT,
-    write_atomically,
-)
+from common.files import from_repository, write_atomically
 from common.mano.model import HandModel
 from data.checks import BadSample, Reason
 from data.dataset import read_frame
@@ -69,7 +65,7 @@ def main() -> int:
         raise UserError(f"--workers is {args.workers} and --limit {args.limit}.", "Neither may be negative.")
     config = load_config(args.config, [*args.set, *mano_overrides(args.mano)])
     if args.preset:
-        return print_verdict(Path(ROOT, config.data.root), load_preset(args.preset))
+        return print_verdict(from_repository(config.data.root), load_preset(args.preset))
     name = args.testset or config.data.trainset
     reports = {}
     for split, reader in _readers(config, build_hand_model(config.hand_model), name, args.split):

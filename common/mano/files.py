@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError
-from common.files import ROOT
+from common.files import ROOT, from_repository
 from common.hands import MODEL16, NUM_FACES, NUM_MODEL_JOINTS, NUM_SHAPE, NUM_VERTICES, Hand
 from common.mano.model import HandModel, stack_hands
 from common.mano.unpickle import RefusedName, UnusableFile, read_arrays
@@ -88,7 +88,7 @@ def find_mano(path: str = "") -> list[Path]:
     A folder that the user named is never replaced by another one. Raises UserError that names every path tried.
     """
     if path:
-        base = ROOT / os.path.expanduser(path)
+        base = from_repository(path)
     else:
         base = Path(os.path.abspath(os.path.expanduser(os.environ.get("MANO_DIR") or ROOT)))
     if os.path.isfile(base):

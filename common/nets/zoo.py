@@ -6,22 +6,18 @@ in `MODELS`. Building is silent: random weights, no download, no device.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from torch import nn
 
 from common.errors import UserError
 from common.mano.model import HandModel
 from common.nets.lgnet import LGNet, build_lgnet
+from common.nets.pretrained import IMAGENET
 from common.nets.variants import apply_variants
-
-
-def fixes(what: str, default: Any) -> Any:
-    """A key of a configuration that decides something for good: which "model" weights belong to, or what a "score"
-    of the validation means."""
-    return field(default=default, metadata={"fixes": what})
+from common.settings import PathOr, Range, fixes
 
 
 @dataclass(frozen=True)
@@ -30,11 +26,14 @@ class ModelConfig:
 
     name: str = fixes("model", "lgnet")     # in MODELS
     backbone: Literal["resnet18", "resnet34", "resnet50"] = fixes("model", "resnet50")
-    pretrained: str = ""                    # of the backbone: "" random, "imagenet" torchvision's, "download" the same,
-                                            # fetched if missing, or a file, relative to the repository or absolute
-    input_size: int = fixes("model", 256)   # side of the crop, pixels
-    channels: int = fixes("model", 0)       # c of the paper; 0: the network's own, 512, or 256 for LGNet-Light
-    depth_range: float = fixes("model", 0.4)        # metres covered by the 8 depth cells of the 2.5D joints
+    # Of the backbone: "" random, "imagenet" torchvision's, "download" the same, fetched if missing, or a file.
+    pretrained: Annotated[str, PathOr(IMAGENET)] = ""
+    # The side of the crop, pixels.
+    input_size: Annotated[int, Range(32, 4096)] = fixes("model", 256)
+    # c of the paper; 0: the network's own, 512, or 256 for LGNet-Light.
+    channels: Annotated[int, Range(0, 65_536)] = fixes("model", 0)
+    # Metres covered by the 8 depth cells of the 2.5D joints.
+    depth_range: Annotated[float, Range(0.01, 10)] = fixes("model", 0.4)
     variants: tuple[str, ...] = fixes("model", ())  # ablations and other readings: common.nets.variants.VARIANTS
 
 

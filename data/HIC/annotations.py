@@ -17,6 +17,7 @@ DOWNLOAD = (
     "https://files.is.tue.mpg.de/dtzionas/Hand-Object-Capture/ and HIC.json through the README of "
     "https://github.com/facebookresearch/InterWild, unpack them into one folder and point data.root at it."
 )
+_FORM = "It must have the form of InterWild's HIC.json; if it is that file, download it again."
 
 
 class Entry(NamedTuple):
@@ -61,7 +62,7 @@ def read_entries(path: Path) -> list[Entry]:
             raise _damaged(where, f"the id {entry.annotation_id} occurs twice")
         entries[entry.annotation_id] = entry
     if not entries:
-        raise UserError(f"{path} has no annotations.", "Copy or download it again.")
+        raise UserError(f"{path} has no annotations.", _FORM)
     return [entries[annotation_id] for annotation_id in sorted(entries)]
 
 
@@ -113,6 +114,7 @@ def _file_name(entry: dict[str, Any], key: str, where: str) -> str:
     name = _value(entry, key, where)
     if not isinstance(name, str) or not name or "\0" in name:
         raise _damaged(where, f"{key} is {_shown(name)}, not a file name")
+    name = name.replace("\\", "/")       # as Windows writes it
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         raise _damaged(where, f"{key} '{name}' leaves the folder of the data set")
     return name
@@ -135,4 +137,4 @@ def _shown(value: Any) -> str:
 
 
 def _damaged(where: str, problem: str) -> UserError:
-    return UserError(f"{where}: {problem}.", "Copy or download HIC.json again.")
+    return UserError(f"{where}: {problem}.", _FORM)

@@ -85,9 +85,9 @@ class Annotations:
         return bits.reshape(len(Hand), NUM_JOINTS).astype(bool)
 
     def file_name(self, image_row: int) -> str:
-        """An image's path below the folder of its split."""
+        """An image's path below the folder of its split, with slashes also where it was written on Windows."""
         start = self.images.name_end[image_row - 1] if image_row else 0
-        return self.images.names[start:self.images.name_end[image_row]].tobytes().decode()
+        return self.images.names[start:self.images.name_end[image_row]].tobytes().decode().replace("\\", "/")
 
     def brightness(self) -> np.ndarray:
         """Mean of each image over all channels, 0 to 255, (M,) float32; NaN where it has not been measured."""

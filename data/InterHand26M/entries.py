@@ -18,6 +18,7 @@ from common.hands import NUM_JOINTS, NUM_MODEL_JOINTS, NUM_SHAPE
 HAND_TYPES = ("right", "left", "interacting")
 
 _HINT = "Copy or download the file again."
+_FORM = "It must have the form of InterHand2.6M v1.0; if it is a file of that set, download it again."
 _Entry = TypeVar("_Entry")
 _Whole = Annotated[int, Meta(ge=-(2**62), le=2**62)]
 _Pixels = Annotated[int, Meta(ge=1, le=2**31 - 1)]
@@ -124,7 +125,7 @@ def decode_all(raws: list[Raw], decoder: msgspec.json.Decoder[_Entry], path: Pat
 
 def damaged(path: Path, place: str, problem: str) -> UserError:
     """The error for what is wrong at a place in a file."""
-    return UserError(f"{path}, {place}: {problem}.", _HINT)
+    return UserError(f"{path}, {place}: {problem}.", _FORM)
 
 
 def _lower(text: str) -> str:

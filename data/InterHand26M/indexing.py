@@ -74,7 +74,7 @@ def _build_columns(layout: Layout, read: ReadSource) -> Columns:
     path = layout.data
     file = entries.read_file(path, read(path), entries.DataFile)
     if not file.annotations or not file.images:
-        raise UserError(f"{path} has no {'annotations' if file.images else 'images'}.", "Copy or download it again.")
+        raise UserError(f"{path} has no {'annotations' if file.images else 'images'}.", "A split needs both.")
     with tqdm(total=len(file.images) + len(file.annotations), unit="entry", delay=1, leave=False,
               desc=f"indexing {path.name}") as bar:
         images = _read_images(layout, file.images, bar)

@@ -47,7 +47,8 @@ class InterHand26M:
         self.rows, self.left_out, self._broken_rows = choice.rows, choice.left_out, choice.broken
         self.summary = self._summarise(split, filter, choice.meshes, 0 if is_rendered else choice.unmeasured)
         if not len(self):
-            raise UserError(f"No annotation can be used. {self.summary}", "Try --set data.filter=all.")
+            hint = "No other filter keeps more." if filter == "all" else "Try --set data.filter=all."
+            raise UserError(f"No annotation can be used. {self.summary}", hint)
         if filter == "ih_hm" and not is_rendered:
             self._compare_count(split)
         self._check_images()

@@ -108,17 +108,14 @@ def _parse_args() -> argparse.Namespace:
     parser.add_argument("--gpu", help=GPU_FORMS)
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
                         help="change the configuration of every row, for example train.epochs=2")
-    args = parser.parse_args()
-    if Path(args.config).is_file():                 # main/train.py is started from another folder
-        args.config = str(Path(args.config).absolute())
-    return args
+    return parser.parse_args()
 
 
 # ---------------------------------------------------------------- rows
 
 def planned_run(args: argparse.Namespace, row: str, seed: int) -> Run:
     folder = args.out.absolute() / row / f"seed_{seed}"
-    common = [*args.set, f"data.root={json.dumps(str(args.data.absolute()))}", f"output={json.dumps(str(folder))}",
+    common = [*args.set, f"data.root={args.data.absolute()}", f"output={folder}",
               f"train.seed={seed}"]
     full = load_config(args.config, common)
     run = Run(row, seed, folder, args.config, (*common, *row_overrides(row, full)))
@@ -142,9 +139,9 @@ def row_overrides(row: str, full: Config) -> list[str]:
         losses = sorted(path.stem for path in file.parent.glob("*.yaml") if path.stem not in VARIANTS)
         raise UserError(f"There is no row '{row}'.",
                         f"The rows are: {', '.join(['full', LGFA_PAPER, *VARIANTS, *losses])}.")
-    changes = yaml.safe_load(file.read_text())
+    changes = yaml.load(file.read_text(), Loader=yaml.BaseLoader)
     del changes["base"]
-    return [f"{section}.{key}={json.dumps(value)}" for section, values in changes.items()
+    return [f"{section}.{key}={value}" for section, values in changes.items()
             for key, value in values.items()]
 
 
@@ -177,7 +174,8 @@ def finish(run: Run, gpu: list[str]) -> int:
 
 
 def _call(words: list[Any]) -> int:
-    process = subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT)
+    program, *arguments = words
+    process = subprocess.Popen([sys.executable, str(ROOT / program), *map(str, arguments)])
     try:
         return process.wait()
     except KeyboardInterrupt:

@@ -16,7 +16,6 @@ over it, true joints (white bones) and predicted ones, and a side view. Exit cod
 import _bootstrap
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,7 +101,7 @@ def _parse_args() -> argparse.Namespace:
 
 def open_set(network: Network, folder: Path, split: str) -> TwoHandDataset:
     """All frames of a split with an annotated hand, cropped as for the network's own test."""
-    named = [f"data.root={json.dumps(str(folder.absolute()))}", "data.testset=InterHand26M", "data.filter=all"]
+    named = [f"data.root={folder.absolute()}", "data.testset=InterHand26M", "data.filter=all"]
     return build_dataset(changed_config(network.config, named), network.predictor.hand_model, "InterHand26M", split)
 
 

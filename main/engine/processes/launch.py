@@ -118,7 +118,7 @@ def choose_devices(gpu: str | None, available: int) -> list[torch.device]:
     """The devices that the text of `--gpu` names, where `available` CUDA devices exist; never a silent CPU."""
     if gpu is None:
         return [torch.device("cuda", index) for index in range(available)] or [torch.device("cpu")]
-    if gpu == "cpu":
+    if gpu.lower() == "cpu":
         return [torch.device("cpu")]
     existing = f"CUDA devices here: {', '.join(map(str, range(available))) or 'none, use --gpu cpu'}."
     indices = _gpu_indices(gpu, existing)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, NoReturn, TextIO
 
 import torch.distributed as dist
 
-from common.errors import EXIT_ENVIRONMENT, EXIT_INTERRUPTED, EXIT_OK, UserError
+from common.errors import EXIT_ENVIRONMENT, EXIT_INTERRUPTED, EXIT_OK, UserError, as_user_error
 
 RERUN = "All processes have ended. Run the command again; train.py goes on from its last snapshot with --continue."
 
@@ -76,8 +76,8 @@ class Lifeline:
     def fail(self, error: BaseException) -> NoReturn:
         """End all processes because of an error in this one. It is told unless another process had a reason before."""
         code, text, is_broken = 1, "".join(traceback.format_exception(error)).rstrip(), False
-        if isinstance(error, UserError):
-            code, text = error.exit_code, f"error: {error}"
+        if told := as_user_error(error):
+            code, text = told.exit_code, f"error: {told}"
         elif isinstance(error, KeyboardInterrupt):
             code, text = EXIT_INTERRUPTED, "interrupted"
         elif isinstance(error, RuntimeError):

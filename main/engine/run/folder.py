@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.files import ROOT, stored_sha256, write_json
+from common.files import from_repository, stored_sha256, write_json
 from common.mano.model import HandModel, check_same_model
 from main.config import Config, changes, config_from_dict, config_to_dict, keys_fixing, refuse_changes
 from main.engine.processes.launch import Process
@@ -38,7 +38,7 @@ class RunFolder:
 
     def __init__(self, config: Config, hand_model: HandModel, process: Process, *, resume: bool):
         self.config, self.hand_model, self.process, self.resume = config, hand_model, process, resume
-        self.path = ROOT / config.output
+        self.path = from_repository(config.output)
         self.snapshots, self.logs = self.path / "model_dump", self.path / "log"
         self.metadata = {"config": config_to_dict(config), "hand_model": hand_model.identity}
         self.snapshot: Snapshot | None = None

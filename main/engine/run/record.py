@@ -18,7 +18,7 @@ import msgspec
 import torch
 
 from common.errors import EXIT_INTERRUPTED, UserError
-from common.files import ROOT, read_json, sha256_of, write_atomically
+from common.files import from_repository, read_json, sha256_of, write_atomically
 from data.schema import Reader
 from data.synthetic import SETTINGS_FILE
 from main.config import DataConfig
@@ -134,16 +134,17 @@ def describe_data(data: DataConfig, reader: Reader) -> dict[str, Any]:
 
     No image is read: `rendered` gives the settings that a rendered set was made with, which decide its images.
     """
-    others = [{"root": str(ROOT / root), "rendered": _rendering(ROOT / root)} for root in data.more_roots]
+    first, *others = [{"root": str(folder), "rendered": _rendering(folder)}
+                      for folder in map(from_repository, (data.root, *data.more_roots))]
     more = {"more_roots": others} if others else {}
-    return {"name": data.trainset, "split": data.train_split, "root": str(ROOT / data.root),
+    return {"name": data.trainset, "split": data.train_split, "root": first["root"],
             "filter": data.filter, "box_source": data.box_source, "samples": len(reader),
-            "annotations": reader.sources(), "rendered": _rendering(ROOT / data.root)} | more
+            "annotations": reader.sources(), "rendered": first["rendered"]} | more
 
 
 def weights_sha256(pretrained: str) -> str | None:
     """SHA-256 of the file that `model.pretrained` names, None if it names none."""
-    file = ROOT / pretrained
+    file = from_repository(pretrained)
     return sha256_of(file) if file.is_file() else None
 
 

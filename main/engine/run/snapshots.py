@@ -69,7 +69,8 @@ def load_snapshot(path: Path) -> tuple[Snapshot, str]:
     Raises UserError if it is missing, incomplete, damaged or not a snapshot of this program.
     """
     if not path.is_file():
-        raise UserError(f"There is no snapshot {path}.", _existing_epochs(path.parent))
+        raise _folder_for_file(path) if path.is_dir() else \
+            UserError(f"There is no snapshot {path}.", _existing_epochs(path.parent))
     if path.suffix == WEIGHTS_SUFFIX:
         raise _no_snapshot(path)
     found = checked_sha256(path, "Use another snapshot.")
@@ -90,6 +91,13 @@ def load_trained(path: Path) -> Trained:
         return read_weights(path)
     snapshot, sha256 = load_snapshot(path)
     return Trained(snapshot.model, snapshot.config, snapshot.hand_model, snapshot.mean_joints, None, None, sha256)
+
+
+def _folder_for_file(folder: Path) -> UserError:
+    found = [*snapshots_in(folder), *snapshots_in(folder / "model_dump")]
+    return UserError(f"{folder} is a folder, not a snapshot or a file of weights.",
+                     f"Name one of its files, such as {found[-1]}." if found else "Name a file, such as "
+                     f"{snapshot_path(Path('model_dump'), 29)}.")
 
 
 def _no_snapshot(path: Path) -> UserError:
@@ -200,4 +208,4 @@ def _progress(path: Path) -> tuple[int, float]:
 
 def _existing_epochs(folder: Path) -> str:
     epochs = [str(_progress(path)[0]) for path in snapshots_in(folder) if _is_whole(path)]
-    return f"Epochs that exist: {', '.join(epochs)}." if epochs else "There are no snapshots: train first."
+    return f"Epochs that exist: {', '.join(epochs)}." if epochs else f"There are no snapshots in {folder}: train first."

@@ -1,7 +1,6 @@
 """Frames to train on for a benchmark: a set of the user's, or a few rendered ones that are read again and again."""
 
 import argparse
-import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -38,7 +37,7 @@ def training_set(args: argparse.Namespace, steps: int) -> Iterator[tuple[Config,
         if not args.root:
             print(f"rendering {_FRAMES} frames")
             generate(root, Settings(_FRAMES, seed=0, interacting=1.0), workers=os.cpu_count())
-        config = changed_config(load_config(args.config), [f"data.root={json.dumps(str(root.absolute()))}", *args.set])
+        config = changed_config(load_config(args.config), [f"data.root={root.absolute()}", *args.set])
         samples = build_training_samples(config, build_hand_model(config.hand_model), torch.device("cpu"))
         if not isinstance(samples, SamplesOnDisk):
             raise UserError("data.render_anew is true.", "`python tool/dev/bench.py synth` times rendering.")
