@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,8 @@ from common.errors import UserError
 from common.exchange.conversion import JOINT_SETS, METRES
 from main.engine.processes.launch import Process, choose_devices
 from main.engine.run.lock import run_lock
-from main.engine.run.snapshots import load_snapshot
+from main.engine.run.record import read_record
+from main.engine.run.snapshots import load_latest, load_snapshot
 
 ROOT = Path(__file__).resolve().parent.parent
 MAIN = ROOT / "main"
@@ -258,19 +261,68 @@ def test_an_interrupt_at_any_import_is_no_traceback(number):
 
 # ---------------------------------------------------------------- whole runs in processes of their own
 
+@contextmanager
+def training_run(config_file: Path, output: Path) -> Iterator[subprocess.Popen]:
+    """A run with two loader processes, in a process group of its own, that has saved an epoch and goes on."""
+    command = [sys.executable, str(MAIN / "train.py"), "--gpu", "cpu", "--config", str(config_file),
+               "--set", f"output={output}", "train.epochs=1000", "data.workers=2"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                          start_new_session=True) as process:
+        deadline = time.monotonic() + 120
+        while not (output / "model_dump" / "snapshot_0.pth.tar.sha256").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 @pytest.mark.slow
 @pytest.mark.scorecard("fault runs")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_stopped_run_is_saved(config_file, tmp_path, number, code):
-    command = [sys.executable, str(MAIN / "train.py"), "--gpu", "cpu", "--config", str(config_file),
-               "--set", f"output={tmp_path}", "train.epochs=1000"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "model_dump" / "snapshot_0.pth.tar.sha256").exists() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        process.send_signal(number)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["process", "group"])
+def test_a_stopped_run_is_saved_whether_it_or_its_whole_group_is_signalled(config_file, tmp_path, send, number, code):
+    with training_run(config_file, tmp_path) as process:
+        send(process.pid, number)
         assert process.wait(timeout=60) == code
         assert "Traceback" not in process.stderr.read()
+    assert read_record(tmp_path)[-1].result == f"stopped by {signal.Signals(number).name}"
+    assert load_latest(tmp_path / "model_dump")[0].step == read_record(tmp_path)[-1].step
+
+
+def group_members(group: int) -> set[str]:
+    """The living processes of a group, by what the system tells of them."""
+    members = set()
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, member_of = file.read_text().rpartition(")")[2].split()[:3]
+            if int(member_of) == group and state != "Z":
+                members.add(file.parent.name)
+    return members
+
+
+@pytest.mark.slow
+def test_the_loader_processes_of_a_killed_run_end_with_it(config_file, tmp_path):
+    with training_run(config_file, tmp_path) as process:
+        assert len(group_members(process.pid)) == 3
+        process.kill()
+        process.wait()
+        time.sleep(0.5)
+        assert group_members(process.pid) == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [0.5, 2.0, 5.0])
+def test_an_interrupted_rendering_leaves_quietly_at_any_time_and_goes_on(tmp_path, after):
+    command = [sys.executable, str(ROOT / "tool" / "make_synthetic.py"), "--out", str(tmp_path / "set"), "--frames",
+               "40", "--seed", "0", "--workers", "2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          start_new_session=True) as process:
+        time.sleep(after)
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(timeout=60)
+        assert process.returncode == 130 and "Traceback" not in process.stderr.read()
+    assert subprocess.run(command, capture_output=True).returncode == 0
 
 
 def test_what_is_logged_reaches_a_file_at_once(tmp_path):

@@ -30,8 +30,7 @@ from data.schema import NoSuchSplit, Reader
 from data.synthetic.on_disk.preset import load_preset, print_verdict
 from main.build import build_dataset, build_hand_model
 from main.config import Config, load_config, mano_overrides
-from main.engine.batches import loaded
-from main.engine.processes.seeding import use_one_thread
+from main.engine.batches import loaded, start_worker
 from tool.arguments import SPLITS, verify_data_parser
 
 SHOWN = 3       # of each reason; --json has all
@@ -101,7 +100,7 @@ def examine(reader: Reader, workers: int, limit: int = 0) -> dict[str, Any]:
     count = min(limit, len(reader)) if limit else len(reader)
     indices = np.linspace(0, len(reader) - 1, count).round().astype(int).tolist()
     loader = DataLoader(Examination(reader), batch_size=32, sampler=indices, num_workers=workers, collate_fn=list,
-                        worker_init_fn=use_one_thread)
+                        worker_init_fn=start_worker)
     start, bad = time.perf_counter(), []
     # disable=None: no bar where the output is no terminal.
     with tqdm(total=count, unit="samples", leave=False, disable=None) as bar:

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader
 
 from common.errors import EXIT_ENVIRONMENT, UserError
+from common.signals import obey_parent_alone, signals_held
 from common.types import Sample, Stages, TwoHandBatch, map_tensors
 from data.augment import float_image
 from data.dataset import EpochSampler, TwoHandDataset
 from data.schema import Reader
-from main.engine.processes.seeding import use_one_thread
 
 if TYPE_CHECKING:
     from data.synthetic.batches import RenderedBatches  # training from files imports no renderer
@@ -131,10 +131,16 @@ def build_loader(dataset: TwoHandDataset, sampler: EpochSampler, *, batch_size: 
                  device: torch.device, drop_last: bool) -> DataLoader[Sample]:
     """Stacked samples of `dataset` in the sampler's order. The loader processes live as long as the loader."""
     return DataLoader(
-        dataset, batch_size, sampler=sampler, drop_last=drop_last, num_workers=workers, worker_init_fn=use_one_thread,
+        dataset, batch_size, sampler=sampler, drop_last=drop_last, num_workers=workers, worker_init_fn=start_worker,
         persistent_workers=workers > 0, pin_memory=device.type == "cuda",
         generator=torch.Generator(),    # its own: reading data must not move the training's random state
     )
+
+
+def start_worker(_worker: int) -> None:
+    """`worker_init_fn` of every loader: the processes share the cores, so each computes on one thread."""
+    torch.set_num_threads(1)
+    obey_parent_alone()
 
 
 def batches(loader: DataLoader[Sample], device: torch.device) -> Iterator[TwoHandBatch]:
@@ -152,7 +158,8 @@ def on_device(samples: Sample, device: torch.device) -> TwoHandBatch:
 
 def loaded(loader: DataLoader[Sample]) -> Iterator[Sample]:
     """What the loader gives. What goes wrong in its processes is told as the user's error it is."""
-    iterator = iter(loader)
+    with signals_held():
+        iterator = iter(loader)
     while True:
         try:
             batch = next(iterator)

@@ -1,5 +1,6 @@
 """Where a training stands, and how it ended."""
 
+import signal
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -9,6 +10,7 @@ class Outcome(IntEnum):
 
     COMPLETE = 0
     DIVERGED = 3        # a loss or gradient stopped being finite
+    HUNG_UP = 129       # by SIGHUP, with the state saved
     INTERRUPTED = 130   # by SIGINT, with the state saved
     TERMINATED = 143    # by SIGTERM, with the state saved
 
@@ -17,8 +19,7 @@ class Outcome(IntEnum):
         return cls(128 + number)
 
     def __str__(self) -> str:
-        return {Outcome.INTERRUPTED: "stopped by SIGINT", Outcome.TERMINATED: "stopped by SIGTERM"}.get(
-            self, self.name.lower())
+        return f"stopped by {signal.Signals(self - 128).name}" if self > 128 else self.name.lower()
 
 
 @dataclass

@@ -6,7 +6,6 @@ annotation files. Every file is written atomically.
 
 import multiprocessing
 import os
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -25,6 +24,7 @@ from common.hands import Hand
 from common.mano.load import load_hand_model
 from common.mano.model import HandModel
 from common.memory import keep_freed_memory
+from common.signals import obey_parent_alone, signals_held
 from data.hand_model_file import HAND_MODEL_FILE
 from data.synthetic import SETTINGS_FILE
 from data.synthetic.on_disk.annotations import (
@@ -137,14 +137,17 @@ def _render_all(root: Path, settings: Settings, todo: list[Sequence], workers: i
         return
     # Spawned: forking a process that has used torch's threads can hang.
     context = multiprocessing.get_context("spawn")
-    with one_thread(), context.Pool(min(workers, len(jobs)), initializer=_start_worker) as pool:
-        yield from pool.imap_unordered(render_sequence, jobs)
+    with one_thread():
+        with signals_held():
+            pool = context.Pool(min(workers, len(jobs)), initializer=_start_worker)
+        with pool:
+            yield from pool.imap_unordered(render_sequence, jobs)
 
 
 def _start_worker() -> None:
     keep_freed_memory()
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)    # Ctrl-C goes to all processes; the parent ends the others
+    obey_parent_alone()
 
 
 @contextmanager

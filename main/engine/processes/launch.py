@@ -1,6 +1,5 @@
 """Devices and processes: `--gpu` to one process in place, or one process for each GPU under torchrun's launcher."""
 
-import ctypes
 import gc
 import logging
 import os
@@ -19,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from common.errors import EXIT_ENVIRONMENT, UserError
+from common.signals import signal_at_death_of_parent
 from main.arguments import GPU_FORMS
 from main.engine.processes.lifeline import RERUN, Lifeline
 
@@ -30,7 +30,6 @@ _MEETING_TIMEOUT = timedelta(minutes=10)    # for all processes to start
 _SHUTDOWN_SECONDS = 60                      # which a process that is asked to stop has for its step and its snapshot
 _GROUP_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _RUN_ID = "lgnet-gpu"                       # of processes that were started here
-_PR_SET_PDEATHSIG = 1                       # of prctl in linux/prctl.h
 _NO_CUDA = "There is no CUDA device: running on the CPU."
 
 
@@ -184,7 +183,7 @@ def _run_in_group(worker: Callable[[Process], int], gpu: str | None) -> int:
     """Join the group that the environment describes, run `worker` and leave the group in order."""
     place = _place()
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        _end_with_launcher()
+        signal_at_death_of_parent(signal.SIGTERM)       # the launcher could not end it any more
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     try:
         store, rank, world_size = next(dist.rendezvous("env://", timeout=_MEETING_TIMEOUT))
@@ -228,11 +227,6 @@ def _place() -> _Place:
         raise UserError(f"The environment describes an impossible process: {given}.",
                         "RANK and LOCAL_RANK count from 0 and lie below WORLD_SIZE.")
     return place
-
-
-def _end_with_launcher() -> None:
-    """Let this process get a SIGTERM when the launcher that started it dies, which could not end it any more."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _work(worker: Callable[[Process], int], gpu: str | None, place: _Place, store: dist.Store, lifeline: Lifeline

@@ -36,8 +36,3 @@ def set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
-
-
-def use_one_thread(_worker: int) -> None:
-    """`worker_init_fn` of every loader: the processes share the cores, so each computes on one thread."""
-    torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a request to stop at the next safe point."""
+"""SIGINT, SIGTERM and SIGHUP as a request to stop at the next safe point."""
 
 import os
 import signal
@@ -7,7 +7,8 @@ from typing import Any
 
 
 class StopRequest:
-    """While entered, remembers SIGINT or SIGTERM in `signal` instead of dying; a second SIGINT ends at once.
+    """While entered, remembers SIGINT, SIGTERM or SIGHUP in `signal` instead of dying; a second SIGINT ends at once. A
+    SIGHUP that is ignored, as under nohup, stays ignored.
 
     Ctrl-C in a terminal reaches a process once from the terminal and once more, as SIGTERM, from torchrun's launcher:
     only a repeated SIGINT is taken for impatience.
@@ -18,7 +19,8 @@ class StopRequest:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGINT, signal.SIGTERM):
+        ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        for number in (signal.SIGINT, signal.SIGTERM, *(() if ignored else (signal.SIGHUP,))):
             self._previous[number] = signal.signal(number, self._note)
         return self
 
