@@ -261,6 +261,16 @@ def test_an_interrupt_at_any_import_is_no_traceback(number):
 
 # ---------------------------------------------------------------- whole runs in processes of their own
 
+@pytest.mark.slow
+@pytest.mark.scorecard("fault runs")
+def test_a_run_that_diverges_leaves_with_3_and_its_weights(config_file, tmp_path):
+    done = subprocess.run([sys.executable, MAIN / "train.py", "--gpu", "cpu", "--config", config_file, "--set",
+                           f"output={tmp_path}", "train.lr=10", "train.epochs=300", "train.warmup_steps=0"],
+                          capture_output=True, text=True, timeout=300)
+    assert done.returncode == 3 and "not finite" in done.stdout and "Traceback" not in done.stderr
+    assert list((tmp_path / "log").glob("nonfinite_step_*.json"))
+
+
 @contextmanager
 def training_run(config_file: Path, output: Path) -> Iterator[subprocess.Popen]:
     """A run with two loader processes, in a process group of its own, that has saved an epoch and goes on."""

@@ -102,6 +102,15 @@ def test_a_file_that_is_no_state_dict_of_the_network_is_refused(tmp_path, conten
         pretrained("resnet18", str(path))
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    state = import_torchvision().models.resnet18().state_dict()
+    state["layer1.0.conv1.weight"][0, 0] = value
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=r"not finite.*'layer1\.0\.conv1\.weight'"):
+        pretrained("resnet18", str(tmp_path / "weights.pth"))
+
+
 @pytest.fixture
 def hub(monkeypatch, tmp_path) -> Path:
     """Where torchvision's file of ResNet-18 belongs, in an empty folder and without a network."""

@@ -1,8 +1,11 @@
 """Joint, mesh and refine stage, each alone."""
 
+import os
+
 import pytest
 import torch
 import torch.nn.functional as F
+from forks import run_in_fork
 from tiny_lgnet import random_images, tiny_lgnet
 
 from common.geometry import cells_to_crop
@@ -95,6 +98,20 @@ def test_sampling_an_image_at_a_pixel_reads_that_pixel():
     points_grid = (2 * points_crop + 1) / 16 - 1
     expected = torch.stack([image[0, :, 0, 0], image[0, :, 3, 15], image[0, :, 9, 7]])
     torch.testing.assert_close(sample_map(image, points_grid), expected[None])
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf, 1e30])
+def test_a_point_that_is_nowhere_writes_its_gradient_nowhere(broken):
+    """In a process of its own: torch alone writes it outside of its memory, which may end the process."""
+    def sample() -> int:
+        points = torch.rand(2, 50, 2) * 2 - 1
+        points[0, 7] = broken
+        image = torch.rand(2, 8, 16, 16, requires_grad=True)
+        for _ in range(20):
+            sample_map(image, points.requires_grad_()).square().sum().backward()
+        return 0 if image.grad.isfinite().all() else 3
+
+    assert os.waitstatus_to_exitcode(run_in_fork(sample)) == 0
 
 
 # ---------------------------------------------------------------- mesh stage

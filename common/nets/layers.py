@@ -50,9 +50,10 @@ def sample_map(feature_map: Tensor, points_grid: Tensor) -> Tensor:
     Always in float32: half precision cannot tell neighbouring pixels of a grid apart.
     """
     with torch.autocast(points_grid.device.type, enabled=False):
-        samples = F.grid_sample(
-            feature_map.float(), points_grid.float()[:, :, None], padding_mode="border", align_corners=False,
-        )
+        # The gradient at a point that is NaN is written anywhere in memory. What the point came from is NaN too, and
+        # stops the training.
+        points = points_grid.float().nan_to_num()[:, :, None]
+        samples = F.grid_sample(feature_map.float(), points, padding_mode="border", align_corners=False)
     return samples.squeeze(-1).transpose(1, 2)
 
 

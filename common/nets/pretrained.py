@@ -37,6 +37,10 @@ def load_pretrained(backbone: ResNet, pretrained: str) -> None:
             f"{len(expected)} tensors are missing, unknown or of another shape, for example '{wrong[0]}'.",
             "Give weights of the same network, or change model.backbone.",
         )
+    broken = [key for key, value in state.items() if not value.isfinite().all()]
+    if broken:
+        raise UserError(f"model.pretrained is '{pretrained}', which holds numbers that are not finite, for example in "
+                        f"'{broken[0]}'.", "Use another file: the training that wrote this one had diverged.")
     backbone.load_state_dict(state)
     log.info("%s starts from %s", name, "ImageNet (torchvision)" if is_imagenet else pretrained)
 
