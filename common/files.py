@@ -116,7 +116,7 @@ def checked_sha256(path: Path, hint: str) -> str:
 
 def stored_sha256(path: Path) -> str:
     """The SHA-256 that a file of `write_signed` had when it was written."""
-    return digest_path(path).read_text(errors="replace")[:64]
+    return digest_path(path).read_text(encoding="utf-8", errors="replace")[:64]
 
 
 def digest_path(path: Path) -> Path:

@@ -10,13 +10,14 @@ The folders of RGB2Hands and EgoHands are recognised and bring their own boxes. 
 be used.
 """
 
-import _bootstrap
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository, however Python was started
+import main._bootstrap as _bootstrap
 
 import argparse
-import sys
 from functools import partial
-from io import TextIOWrapper
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -39,8 +40,6 @@ EXAMPLES = ROOT / "common" / "assets" / "examples"
 
 def demo(args: argparse.Namespace, process: Process) -> int:
     """Reconstruct this process's share of the images."""
-    if isinstance(sys.stdout, TextIOWrapper):           # a name may have letters that the terminal has not
-        sys.stdout.reconfigure(errors="backslashreplace")
     boxes = read_boxes(args.boxes) if args.boxes else {}
     folder = ImageFolder(args.input, boxes)
     outputs = [result_files(args.output, name) for name in folder.names]

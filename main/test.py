@@ -3,10 +3,13 @@
 --checkpoint FILE tests a snapshot elsewhere or a file of weights instead.
 """
 
-import _bootstrap
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository, however Python was started
+import main._bootstrap as _bootstrap
 
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 from common.errors import EXIT_OK, run_entry_point

@@ -1,6 +1,10 @@
 """Train LGNet.   python train.py [--gpu 0-1] [--config lgnet] [--continue] [--set train.lr=3e-4 …]"""
 
-import _bootstrap
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository, however Python was started
+import main._bootstrap as _bootstrap
 
 from functools import partial
 

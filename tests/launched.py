@@ -3,11 +3,13 @@
 `two` starts two processes on the CPU as `--gpu 0-1` starts two on GPUs.
 """
 
-import _bootstrap
-
 import sys
-from functools import partial
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository, however Python was started
+import main._bootstrap as _bootstrap
+
+from functools import partial
 
 import torch
 from toy_training import plain_trainer, toy_dataset

@@ -186,7 +186,6 @@ def checkpoint(tmp_path_factory, hand_model: HandModel) -> Path:
 
 @pytest.fixture
 def run_demo(monkeypatch, checkpoint: Path):
-    monkeypatch.syspath_prepend(str(ROOT / "main"))
     demo = importlib.import_module("main.demo")
 
     def run(*arguments: object) -> int:

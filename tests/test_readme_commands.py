@@ -37,7 +37,6 @@ def parsed(monkeypatch):
 
     def parsed(program: Path, words: list[str]) -> argparse.Namespace:
         monkeypatch.setattr(sys, "argv", [str(program), *words])
-        monkeypatch.syspath_prepend(program.parent)
         with pytest.raises(Parsed) as carrier:
             runpy.run_path(str(program), run_name="__main__")
         return carrier.value.args[0]

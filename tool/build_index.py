@@ -8,11 +8,14 @@ The index lies beside the annotations, or in $LGNET_CACHE (~/.cache/lgnet) where
 Exit code 4 if images could not be read.
 """
 
-import _bootstrap
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository, however Python was started
+import main._bootstrap as _bootstrap
 
 import logging
 import time
-from pathlib import Path
 
 from common.errors import EXIT_OK, EXIT_SOME_FAILED, UserError, run_entry_point
 from data.InterHand26M.annotations import Annotations, open_annotations

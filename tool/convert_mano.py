@@ -8,10 +8,13 @@ corrections that are printed; smplx reads them with ext='npz'. They are the same
 snapshots made with one accept the other.
 """
 
-import _bootstrap
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository, however Python was started
+import main._bootstrap as _bootstrap
 
 import os
-from pathlib import Path
 
 import numpy as np
 

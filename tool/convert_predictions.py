@@ -21,10 +21,13 @@ points     vertices (N, 2, 778, 3) and joints (N, 2, 21, 3), or one of them, in 
            --order. With --frame wrist also relative (N, 3), left wrist minus right wrist, where it is known.
 """
 
-import _bootstrap
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository, however Python was started
+import main._bootstrap as _bootstrap
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 

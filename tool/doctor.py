@@ -8,15 +8,17 @@ and any set of packages: what is missing is reported. The second prints what a t
 made with, how to repeat it, what has changed here since, and the state of its snapshots.
 """
 
-import _bootstrap
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository, however Python was started
+import main._bootstrap as _bootstrap
 
 import argparse
 import importlib
 import json
-import sys
 from collections.abc import Callable, Iterator
 from importlib import metadata
-from pathlib import Path
 
 from common.errors import UserError, run_entry_point  # these need the standard library only
 from common.files import ROOT

@@ -9,11 +9,13 @@ Writes metrics.json and the curves into FILE_scores. Exit code 4: some predictio
 the test set cannot be used.
 """
 
-import _bootstrap
-
 import sys
-from dataclasses import asdict
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository, however Python was started
+import main._bootstrap as _bootstrap
+
+from dataclasses import asdict
 
 import numpy as np
 import torch

@@ -8,9 +8,12 @@ describes the file. metrics.json is what test.py wrote for this snapshot. --set 
 unless told otherwise.
 """
 
-import _bootstrap
-
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository, however Python was started
+import main._bootstrap as _bootstrap
+
 from typing import Any, NamedTuple
 
 from common.errors import EXIT_OK, UserError, run_entry_point

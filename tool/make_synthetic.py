@@ -12,7 +12,11 @@ that it was frozen with, and is compared with what was recorded then. Started ag
 as `tool/verify_data.py --preset` does where nothing can be rendered. Exit code: 4 if it is not the preset.
 """
 
-import _bootstrap
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository, however Python was started
+import main._bootstrap as _bootstrap
 
 import argparse
 from typing import Any

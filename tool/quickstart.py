@@ -4,14 +4,16 @@ images of its test split.   bash tool/quickstart.sh
 Every step reuses what an earlier run left. To start over, delete the output folder (output/quickstart).
 """
 
-import _bootstrap
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository, however Python was started
+import main._bootstrap as _bootstrap
 
 import json
 import shutil
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 from common.errors import run_entry_point
 from common.files import ROOT
@@ -70,7 +72,7 @@ def main() -> int:
 def precision() -> list[str]:
     """Train in bfloat16 where the CPU computes in it; elsewhere it would be emulated and slow."""
     cpu = Path("/proc/cpuinfo")
-    flags = set(cpu.read_text().split()) if cpu.is_file() else set()
+    flags = set(cpu.read_text(encoding="utf-8").split()) if cpu.is_file() else set()
     return ["--set", "train.precision=bfloat16"] if flags & {"avx512_bf16", "amx_bf16"} else []
 
 
@@ -87,7 +89,7 @@ def choose_photos(config: Config, folder: Path) -> None:
         shutil.copyfile(record.image_path, folder / name)
         low, high = record.box_px
         boxes[name] = [*low.tolist(), *(high - low).tolist()]
-    (folder / "boxes.json").write_text(json.dumps(boxes, indent=1))
+    (folder / "boxes.json").write_text(json.dumps(boxes, indent=1), encoding="utf-8")
 
 
 def print_summary(output: Path, shipped: Path, minutes: dict[str, float]) -> None:

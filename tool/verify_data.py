@@ -9,13 +9,16 @@ set with what was recorded of one that stands still instead. Exit code: 0 if not
 the set cannot be opened.
 """
 
-import _bootstrap
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository, however Python was started
+import main._bootstrap as _bootstrap
 
 import json
 import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np

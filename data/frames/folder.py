@@ -1,5 +1,6 @@
 """Images with the boxes that say where in them the hands are."""
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -77,4 +78,5 @@ def unique_names(images: list[str]) -> list[str]:
 
 
 def _cut(stem: str) -> str:
-    return stem.encode(errors="surrogateescape")[:_MAX_NAME].decode(errors="ignore") or "image"
+    text = stem.encode(errors="surrogateescape")[:_MAX_NAME].decode(errors="ignore")
+    return os.fsdecode(text.encode()) or "image"        # an ASCII locale writes names as it reads them, byte by byte

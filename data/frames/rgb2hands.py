@@ -56,7 +56,7 @@ def _frame_of(annotation: str, frames: dict[str, ImageFile]) -> str | None:
 def _read_joints(file: Path) -> np.ndarray:
     """The joints (N, 2) that are annotated, pixels."""
     joints = []
-    for number, line in enumerate(file.read_text(errors="replace").splitlines(), start=1):
+    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         if not line.strip():
             continue
         try:

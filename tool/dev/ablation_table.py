@@ -9,16 +9,18 @@ Started again, the tool leaves finished runs alone and goes on with interrupted 
 OUT/table.json are written anew, of the rows asked for.
 """
 
-import _bootstrap
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))     # the repository, however Python was started
+import main._bootstrap as _bootstrap
 
 import argparse
 import json
 import re
 import statistics
 import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -93,7 +95,7 @@ def main() -> int:
                   file=sys.stderr)
             return code
         write_table(args.out, rows, diverged)
-    print(f"\n{(args.out / 'table.md').read_text()}")
+    print("\n" + (args.out / "table.md").read_text(encoding="utf-8"))
     return EXIT_SOME_FAILED if diverged else EXIT_OK
 
 
@@ -141,7 +143,7 @@ def row_overrides(row: str, full: Config) -> list[str]:
         losses = sorted(path.stem for path in file.parent.glob("*.yaml") if path.stem not in VARIANTS)
         raise UserError(f"There is no row '{row}'.",
                         f"The rows are: {', '.join(['full', LGFA_PAPER, *VARIANTS, *losses])}.")
-    changes = yaml.safe_load(file.read_text())
+    changes = yaml.safe_load(file.read_text(encoding="utf-8"))
     del changes["base"]
     return [f"{section}.{key}={json.dumps(value)}" for section, values in changes.items()
             for key, value in values.items()]
@@ -232,7 +234,7 @@ def _joint_sums(file: Path, protocol: str) -> np.ndarray:
 
 def step_seconds(run: Run) -> float:
     """Of a training step: the median over the windows of the log, which start-up and saving hardly touch."""
-    log = (run.folder / "log" / "train.log").read_text()
+    log = (run.folder / "log" / "train.log").read_text(encoding="utf-8")
     return statistics.median(map(float, re.findall(r"time/step_s ([\d.e+-]+)", log)))
 
 

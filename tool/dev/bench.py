@@ -3,7 +3,11 @@
 Each has its own --help.
 """
 
-import _bootstrap
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))     # the repository, however Python was started
+import main._bootstrap as _bootstrap
 
 import argparse
 

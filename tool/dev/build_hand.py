@@ -5,10 +5,13 @@ Deterministic; takes about half a minute. Builds in millimetres, saves metres.
 
 from __future__ import annotations
 
-import _bootstrap
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))     # the repository, however Python was started
+import main._bootstrap as _bootstrap
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 import torch

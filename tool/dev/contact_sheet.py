@@ -5,10 +5,13 @@ python tool/dev/contact_sheet.py --root DIR --out FILE.png [--split train] [--ro
 Each cell shows the crop of one frame and the same crop with the annotated meshes over it: right hands red, left blue.
 """
 
-import _bootstrap
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))     # the repository, however Python was started
+import main._bootstrap as _bootstrap
 
 import argparse
-from pathlib import Path
 
 import cv2
 import numpy as np

@@ -7,7 +7,11 @@ beside published ones. It takes the finished hand and shares no code with `tool/
 Legend: V vertices · P points · N poses. Metres, printed as millimetres.
 """
 
-import _bootstrap
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))     # the repository, however Python was started
+import main._bootstrap as _bootstrap
 
 import argparse
 from collections.abc import Callable

@@ -13,12 +13,15 @@ DIR (output/real_check) gets metrics.json and, in overlay/, an image of each fra
 over it, true joints (white bones) and predicted ones, and a side view. Exit code 4: some frames could not be used.
 """
 
-import _bootstrap
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))     # the repository, however Python was started
+import main._bootstrap as _bootstrap
 
 import argparse
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2

@@ -9,17 +9,19 @@ as many as it says with record_property("cases", n). Exit code 0 if every row is
 did not run are shown as such and are not reached; --fast leaves out the rows of slow tests.
 """
 
-import _bootstrap
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))     # the repository, however Python was started
+import main._bootstrap as _bootstrap
 
 import argparse
 import os
 import subprocess
-import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 from common.errors import UserError, run_entry_point
 from common.files import ROOT, write_json

@@ -7,7 +7,11 @@ directions, and wrist and finger angles. The numbers are printed and written to 
 early; the frames so far are reported.
 """
 
-import _bootstrap
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))     # the repository, however Python was started
+import main._bootstrap as _bootstrap
 
 import argparse
 import json
@@ -18,7 +22,6 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,7 +81,7 @@ def main() -> None:
     table = summary(frames)
     table["posing, ms of one core per frame"] = round(1000 * seconds / len(frames), 1)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.with_suffix(".json").write_text(json.dumps(table, indent=1))
+    args.out.with_suffix(".json").write_text(json.dumps(table, indent=1), encoding="utf-8")
     draw(frames, args.out)
     for name, value in table.items():
         print(f"{name:58s} {value}")
