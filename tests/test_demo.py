@@ -1,6 +1,7 @@
 """The demo: any folder in, a report and files out."""
 
 import importlib
+import io
 import json
 import struct
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 from tiny_snapshot import save_tiny_snapshot
 
 from common.errors import EXIT_SOME_FAILED, UserError
@@ -83,6 +84,110 @@ def test_sixteen_bits_keep_their_brightness(tmp_path: Path):
     np.testing.assert_allclose(read_rgb(tmp_path / "a.png", upright=True)[..., 0], values / 257, atol=1)
 
 
+LEVELS = np.linspace(0, 255, 90 * 60).round().astype(np.uint8).reshape(60, 90)
+
+
+def tiff(pixels: bytes, bits: int, *tags: tuple[int, int], zero_is_black: int = 1) -> bytes:
+    """A grey TIFF file of 90×60 pixels, of kinds that Pillow does not write."""
+    values = {256: 90, 257: 60, 258: bits, 259: 1, 262: zero_is_black, 273: 0, 277: 1, 278: 60, 279: len(pixels),
+              **dict(tags)}
+    values[273] = 8 + 2 + 12 * len(values) + 4          # where the pixels begin
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(values.items()))
+    return b"II*\0" + struct.pack("<IH", 8, len(values)) + entries + struct.pack("<I", 0) + pixels
+
+
+def saved(image: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def test_a_grey_tiff_of_the_tests_is_a_tiff(tmp_path: Path):
+    for name, content in {"8": tiff(LEVELS.tobytes(), 8), "16": tiff((LEVELS * np.uint16(257)).tobytes(), 16)}.items():
+        (tmp_path / name).write_bytes(content)
+        np.testing.assert_array_equal(read_rgb(tmp_path / name, upright=True)[..., 0], LEVELS)
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [
+    ("JPEG", "jpe"), ("JPEG", "jfif"), ("AVIF", "avif"), ("PPM", "ppm"), ("MPO", "jpg"), ("AVIF", "jpg")])
+def test_pictures_of_less_common_kinds_are_read(tmp_path: Path, kind: str, suffix: str):
+    """MPO is what many cameras' .jpg files are: a second picture follows the first."""
+    more = {"append_images": [photo(1)], "save_all": True} if kind == "MPO" else {}
+    photo().save(tmp_path / f"a.{suffix}", kind, **more)
+    image = ImageFolder(tmp_path, {}).read(0).image
+    assert np.abs(image.astype(int) - np.asarray(photo())).mean() < 6
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("LAB", "TIFF"), ("YCbCr", "TIFF"), ("CMYK", "TIFF"), ("PA", "TIFF")])
+def test_other_colour_spaces_become_rgb(tmp_path: Path, mode: str, kind: str):
+    lab = ImageCms.profileToProfile(photo(), ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"),
+                                    outputMode="LAB")
+    stored = lab if mode == "LAB" else photo().convert("L").convert("LA").convert("PA") if mode == "PA" else \
+        photo().convert(mode)
+    stored.save(tmp_path / "a", kind)
+    expected = photo().convert("L").convert("RGB") if mode == "PA" else photo()
+    assert np.abs(read_rgb(tmp_path / "a", upright=True).astype(int) - np.asarray(expected)).mean() < 6
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_sixteen_bits_keep_their_brightness_in_every_kind_of_file(tmp_path: Path, kind: str):
+    Image.fromarray(LEVELS * np.uint16(257)).save(tmp_path / "a", kind)
+    np.testing.assert_array_equal(read_rgb(tmp_path / "a", upright=True)[..., 0], LEVELS)
+
+
+UNREAD = {
+    "float.tif": (saved(Image.fromarray(LEVELS / np.float32(255)), "TIFF"), "floats"),
+    "float 255.tif": (saved(Image.fromarray(LEVELS.astype(np.float32)), "TIFF"), "floats"),
+    "32 bits.tif": (saved(Image.fromarray(LEVELS.astype(np.int32)), "TIFF"), "32 bits"),
+    "float.ppm": (saved(Image.fromarray(LEVELS / np.float32(255)), "PPM"), "floats"),
+    "12 bits.tif": (tiff(bytes(90 * 60 * 12 // 8), 12), "12 bits"),
+    "inverted.tif": (tiff((LEVELS * np.uint16(257)).tobytes(), 16, zero_is_black=0), "0 for white"),
+    "signed.tif": (tiff((LEVELS * np.int16(127)).tobytes(), 16, (339, 2)), "signed integers"),
+    "thumbnail.tif": (tiff(LEVELS.tobytes(), 8, (254, 1)), "thumbnail"),
+    "camera.dng": (tiff(LEVELS.tobytes(), 8), "a camera's raw file"),
+    "a.jp2": (b"\0\0\0\x0cjP  \r\n\x87\n", "a JPEG 2000 file"),
+    "xl.jpg": (b"\xff\x0a\x20\x0a", "a JPEG XL file"),
+    "black.png": (saved(Image.new("RGB", (90, 60)), "PNG"), "shows nothing: it is black"),
+    "lens cap.png": (saved(photo().point(lambda value: value // 30), "PNG"), "shows nothing: it is black"),
+    "white.jpg": (saved(Image.new("RGB", (90, 60), "white"), "JPEG"), "shows nothing: .* of one colour"),
+    "transparent.png": (saved(Image.new("RGBA", (90, 60), (9, 80, 7, 0)), "PNG"), "shows nothing: .* of one colour"),
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_a_picture_whose_pixels_are_not_known_or_show_nothing_is_refused_with_its_reason(tmp_path: Path, name: str):
+    content, reason = UNREAD[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BadSample, match=reason):
+        ImageFolder(tmp_path, {}).read(0)
+
+
+def test_a_box_on_the_empty_part_of_a_picture_is_refused(tmp_path: Path):
+    image = np.zeros((60, 90, 3), dtype=np.uint8)
+    image[:, 45:] = np.asarray(photo())[:, 45:]
+    Image.fromarray(image).save(tmp_path / "a.png")
+    assert ImageFolder(tmp_path, {"a.png": (30.5, 10, 40, 40)}).read(0).box_px
+    with pytest.raises(BadSample, match="shows nothing in its box"):
+        ImageFolder(tmp_path, {"a.png": (0, 10, 40.5, 40)}).read(0)
+
+
+@pytest.mark.parametrize("brands", [b"heic\0\0\0\0mif1heic", b"mif1\0\0\0\0mif1heic", b"hevc\0\0\0\0msf1hevc"])
+def test_a_photograph_of_an_iphone_is_refused_with_what_reads_it(tmp_path: Path, monkeypatch, brands: bytes):
+    """Also under another name."""
+    monkeypatch.setattr("common.images.find_spec", lambda name: None)
+    (tmp_path / "IMG_0001.jpg").write_bytes(struct.pack(">I4s", 8 + len(brands), b"ftyp") + brands + bytes(99))
+    with pytest.raises(BadSample, match="a HEIC image, which needs pillow-heif.*requirements-extra.txt"):
+        ImageFolder(tmp_path, {}).read(0)
+    assert "pillow-heif==" in (ROOT / "requirements-extra.txt").read_text()
+
+
+def test_a_photograph_of_an_iphone_is_read_where_pillow_heif_is_installed(tmp_path: Path):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.from_pillow(photo()).save(tmp_path / "IMG_0001.HEIC", quality=95)
+    image = ImageFolder(tmp_path, {}).read(0).image
+    assert image.shape == (60, 90, 3) and np.abs(image.astype(int) - np.asarray(photo())).mean() < 6
+
+
 def test_transparent_pixels_are_white(tmp_path: Path):
     Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "a.png")
     assert (read_rgb(tmp_path / "a.png", upright=True) == 255).all()
@@ -98,8 +203,9 @@ def test_the_camera_s_orientation_tag_is_followed(tmp_path: Path, orientation: i
         stored = stored.transpose(operation)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    stored.save(tmp_path / "a.png", exif=exif)
-    np.testing.assert_array_equal(read_rgb(tmp_path / "a.png", upright=True), np.asarray(upright))
+    for kind in ("PNG", "TIFF", "WEBP"):
+        stored.save(tmp_path / kind, kind, exif=exif, lossless=True)
+        np.testing.assert_array_equal(read_rgb(tmp_path / kind, upright=True), np.asarray(upright))
 
 
 def test_fifty_randomly_damaged_jpegs_give_an_image_or_a_reason(tmp_path: Path):

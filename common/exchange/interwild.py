@@ -31,7 +31,8 @@ def read_interwild(folder: Path, model: HandModel, suffix: str = ".jpg") -> Pred
     """
     found: dict[str, dict[Hand, np.ndarray]] = {}
     for hand in Hand:
-        for file in sorted(folder.rglob(f"*_{hand.label}.json")):
+        files = (file for file in folder.rglob(f"*_{hand.label}.json") if not file.name.startswith("._"))   # of macOS
+        for file in sorted(files):
             numbers, image = _read_hand(file, hand, model)
             name = file.relative_to(folder).as_posix().removesuffix(f"_{hand.label}.json")
             hands = found.setdefault(image or f"{name}{suffix}", {})

@@ -1,5 +1,6 @@
 """Images with the boxes that say where in them the hands are."""
 
+import math
 import os
 from collections import Counter
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.errors import UserError
-from common.images import BadImage, read_rgb
+from common.images import BadImage, read_rgb, shows_nothing
 from data.checks import BadSample, Reason
 from data.frames.boxes import Box
 from data.frames.sources import find_images
@@ -48,13 +49,22 @@ class ImageFolder:
             image = read_rgb(file.path, upright=True)
         except BadImage as error:
             raise BadSample(Reason(error.fault), error.detail) from None
-        height, width = image.shape[:2]
-        if file.box is not None:
-            x, y, box_width, box_height = file.box
-            if x + box_width <= 0 or y + box_height <= 0 or x >= width or y >= height:
-                raise BadSample(Reason.OUT_OF_FRAME, f"its box {list(file.box)} lies outside the image of "
-                                                     f"{width}×{height} pixels")
+        if shows_nothing(_in_box(image, file.box)):
+            raise BadSample(Reason.IMAGE_BLACK, f"it shows nothing{' in its box' if file.box else ''}: it is black or "
+                                                "of one colour")
         return Photo(image, file.box)
+
+
+def _in_box(image: np.ndarray, box: Box | None) -> np.ndarray:
+    """The pixels of an image (H, W, 3) that its box touches; BadSample if it touches none."""
+    if box is None:
+        return image
+    height, width = image.shape[:2]
+    x, y, box_width, box_height = box
+    if x + box_width <= 0 or y + box_height <= 0 or x >= width or y >= height:
+        raise BadSample(Reason.OUT_OF_FRAME, f"its box {list(box)} lies outside the image of {width}×{height} pixels")
+    left, top = max(0, int(x)), max(0, int(y))
+    return image[top:math.ceil(y + box_height), left:math.ceil(x + box_width)]
 
 
 def unique_names(images: list[str]) -> list[str]:
