@@ -36,6 +36,7 @@ from main.engine.run.snapshots import snapshot_path
 from main.network import load_network
 
 EXAMPLES = ROOT / "common" / "assets" / "examples"
+NAMED = 5               # names without an image that are listed
 
 
 def demo(args: argparse.Namespace, process: Process) -> int:
@@ -49,6 +50,9 @@ def demo(args: argparse.Namespace, process: Process) -> int:
     process.gather(None)        # nobody writes before everybody has looked at what exists
     if process.is_main and path == SHIPPED:
         print(introduction(network.trained.metrics))
+    if process.is_main and folder.unknown:
+        print(f"{len(folder.unknown)} names in {args.boxes} are no images in {args.input}: "
+              f"{', '.join(folder.unknown[:NAMED])}{', …' if len(folder.unknown) > NAMED else ''}.")
     if process.is_main and folder.without_box:
         print(f"{len(folder.without_box)} of {len(folder)} images have no box and are used whole. LGNet expects both "
               f"hands to fill about {network.predictor.box_ratio:.0%} of the image: see --boxes.")

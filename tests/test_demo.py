@@ -252,6 +252,42 @@ def test_boxes_that_fit_no_picture_are_an_error(tmp_path: Path):
         ImageFolder(tmp_path, {"a.jpg": (0, 0, 5, 5)})
 
 
+def test_a_name_with_another_form_of_accents_is_the_same_name(tmp_path: Path):
+    """macOS names files with accents of their own, most programs write them composed. Names that are there win."""
+    composed, apart = "h\u00f6he.png", "ho\u0308he.png"
+    photo().save(tmp_path / apart)
+    assert ImageFolder(tmp_path, {composed: (1, 2, 30, 40)}).images[0].box == (1, 2, 30, 40)
+    photo().save(tmp_path / composed)
+    boxes = {image.name: image.box for image in ImageFolder(tmp_path, {composed: (1, 2, 30, 40)}).images}
+    assert boxes == {composed: (1, 2, 30, 40), apart: None}
+
+
+def test_names_of_boxes_that_are_no_pictures_are_listed(tmp_path: Path):
+    for name in ("a.png", "b.png"):
+        photo().save(tmp_path / name)
+    boxes = {"a.png": (0, 0, 5, 5), "A.png": (0, 0, 5, 5), "sub/b.png": (0, 0, 5, 5)}
+    assert ImageFolder(tmp_path, boxes).unknown == ["A.png", "sub/b.png"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_boxes_file_may_have_a_byte_order_mark(tmp_path: Path, encoding: str):
+    """Editors and shells of Windows write one."""
+    (tmp_path / "boxes.json").write_text('{"höhe.jpg": [1, 2, 3, 4.5]}', encoding=encoding)
+    assert read_boxes(tmp_path / "boxes.json") == {"höhe.jpg": (1, 2, 3, 4.5)}
+
+
+def test_shares_of_the_picture_are_no_box(tmp_path: Path):
+    (tmp_path / "boxes.json").write_text('{"a.jpg": [0.25, 0.35, 0.25, 0.6]}')
+    with pytest.raises(UserError, match=r"'a.jpg' the box \[0.25, 0.35, 0.25, 0.6\], which .* shares .* are no pixels"):
+        read_boxes(tmp_path / "boxes.json")
+
+
+def test_two_boxes_under_one_name_are_refused(tmp_path: Path):
+    (tmp_path / "boxes.json").write_text('{"a.jpg": [1, 2, 3, 4], "b.jpg": [1, 2, 3, 4], "a.jpg": [5, 6, 7, 8]}')
+    with pytest.raises(UserError, match="boxes.json has the key 'a.jpg' twice"):
+        read_boxes(tmp_path / "boxes.json")
+
+
 def test_a_box_outside_the_picture_fails_that_picture_only(tmp_path: Path):
     photo().save(tmp_path / "a.png")
     with pytest.raises(BadSample, match="outside"):
@@ -389,6 +425,14 @@ def test_results_are_replaced_only_on_request(run_demo, pictures: Path, tmp_path
 def test_the_warning_about_missing_boxes_is_given_once(run_demo, pictures: Path, tmp_path: Path, capsys):
     run_demo("--input", pictures, "--output", tmp_path / "out")
     assert capsys.readouterr().out.count("have no box") == 1
+
+
+def test_names_of_boxes_without_a_picture_are_told(run_demo, pictures: Path, tmp_path: Path, capsys):
+    names = ["wide.jpg", *(f"{number}.jpg" for number in range(7))]
+    (tmp_path / "boxes.json").write_text(json.dumps(dict.fromkeys(names, [10, 10, 50, 40])))
+    assert run_demo("--input", pictures, "--output", tmp_path / "out", "--boxes", tmp_path / "boxes.json") == 0
+    assert f"7 names in {tmp_path / 'boxes.json'} are no images in {pictures}: 0.jpg, 1.jpg, 2.jpg, 3.jpg, 4.jpg, …." \
+        in capsys.readouterr().out
 
 
 def test_an_output_that_is_a_file_is_an_error(run_demo, pictures: Path, tmp_path: Path):

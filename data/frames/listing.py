@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from common.geometry import Box
 from common.images import RAW_SUFFIXES
-from data.frames.boxes import Box
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".avif", ".heic", ".heif", ".hif", ".tif",
             ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm")
