@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from common.memory import keep_freed_memory
@@ -29,11 +30,19 @@ class UserError(Exception):
         self.message, self.hint, self.exit_code = message, hint, exit_code
 
     def __str__(self) -> str:
-        return f"{self.message} {self.hint}".strip()
+        return printable(f"{self.message} {self.hint}".strip())
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Worker processes send their errors back by pickling them.
         return type(self), (self.message, self.hint, self.exit_code)
+
+
+def printable(text: str) -> str:
+    """Text on one line that changes nothing in a terminal, whatever names are in it: letters that do not print are
+    escaped."""
+    with suppress(UnicodeEncodeError):      # names that an ASCII locale took apart into bytes
+        text = text.encode(errors="surrogateescape").decode(errors="surrogateescape")
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def leave_on_interrupt() -> None:

@@ -4,6 +4,7 @@ import importlib
 import io
 import json
 import struct
+import subprocess
 import sys
 import zlib
 from pathlib import Path
@@ -375,6 +376,30 @@ def test_without_input_the_images_of_the_repository_are_used_and_nothing_is_repl
         run_demo("--output", tmp_path / "out")
 
 
+@pytest.mark.parametrize("flag", ["--input", "--img_path"])
+def test_results_without_a_named_place_go_where_the_examples_go(run_demo, pictures: Path, tmp_path, monkeypatch, flag):
+    """Each input into a folder of its own; what exists there is not replaced, but the examples' results are."""
+    monkeypatch.setattr("main.demo.OUTPUT", tmp_path / "out")
+    monkeypatch.chdir(pictures)
+    roundabout = pictures / ".." / pictures.name / "höhe.png"
+    for source, folder in (("wide.jpg", "wide"), (".", pictures.name), (roundabout, "höhe")):
+        assert run_demo(flag, source) == 0
+        assert list((tmp_path / "out" / folder / "panel").iterdir())
+    with pytest.raises(UserError, match="results exist already.*--resume"):
+        run_demo(flag, "wide.jpg")
+    assert run_demo() == run_demo() == 0
+    assert len(list((tmp_path / "out" / "panel").iterdir())) == 8
+
+
+def test_a_clone_has_the_folder_for_results_and_ignores_what_lies_in_it():
+    listed = subprocess.run(["git", "ls-files", "output"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("no git checkout")
+    assert listed.stdout.split() == ["output/README.md"]
+    for name in ("output/demo/panel/hands_1.png", "output/model_dump/snapshot_0.pth.tar", "output/x/README.md"):
+        assert subprocess.run(["git", "check-ignore", "-q", name], cwd=ROOT).returncode == 0
+
+
 def test_boxes_without_the_images_they_are_of_are_refused(run_demo, pictures: Path, capsys):
     (pictures / "boxes.json").write_text("{}")
     with pytest.raises(SystemExit) as stopped:
@@ -420,6 +445,48 @@ def test_results_are_replaced_only_on_request(run_demo, pictures: Path, tmp_path
     assert written.read_text() == "mine"
     assert run_demo(*words, "--overwrite") == 0
     assert read_rgb(written, upright=True).shape[2] == 3
+
+
+def test_an_interrupted_demo_goes_on_with_what_is_missing(run_demo, pictures: Path, tmp_path: Path, capsys):
+    words = ("--input", pictures, "--output", tmp_path / "out")
+    assert run_demo(*words) == 0
+    everything = {file: file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()}
+    (tmp_path / "out" / "panel" / "wide.png").unlink()                  # written last
+    (tmp_path / "out" / "meshes" / "wide_left.obj").write_text("half")
+    complete = [file for file in everything if file.name.startswith("höhe")]
+    times = [file.stat().st_mtime_ns for file in complete]
+    capsys.readouterr()
+    assert run_demo(*words, "--resume") == 0
+    text = capsys.readouterr().out
+    assert "1 of 2 images have their results already." in text and "2 of 2 images reconstructed" in text
+    assert "wide.jpg: wide" in text and "höhe.png: höhe" not in text
+    assert {file: file.read_bytes() for file in everything} == everything
+    assert [file.stat().st_mtime_ns for file in complete] == times
+
+
+def test_a_demo_goes_on_with_no_results_of_other_boxes_or_images(run_demo, pictures: Path, tmp_path: Path):
+    words = ("--input", pictures / "wide.jpg", "--output", tmp_path / "out", "--resume")
+    assert run_demo(*words) == 0
+    (tmp_path / "boxes.json").write_text('{"wide.jpg": [10, 10, 50, 40]}')
+    with pytest.raises(UserError, match="wide_right.json was made with another 'box'.*--overwrite"):
+        run_demo(*words, "--boxes", tmp_path / "boxes.json")
+    (pictures / "wide.jpg").rename(pictures / "wide.png")
+    with pytest.raises(UserError, match="wide_right.json was made with another 'image'"):
+        run_demo("--input", pictures / "wide.png", "--output", tmp_path / "out", "--resume")
+
+
+def test_names_that_would_change_a_terminal_are_printed_as_letters(run_demo, tmp_path: Path, capsys):
+    """In lines about images, in the last one and in errors."""
+    folder = tmp_path / "\x1b[31mred\nline"
+    folder.mkdir()
+    photo().save(folder / "\x1b]0;title\x07.png")
+    assert run_demo("--input", folder, "--output", folder / "out") == 0
+    printed = capsys.readouterr()
+    assert r"\x1b]0;title\x07.png: \x1b]0;title\x07" in printed.out and r"\x1b[31mred\nline/out: see" in printed.out
+    assert not {"\x1b", "\x07"} & set(printed.out)
+    with pytest.raises(UserError) as error:
+        run_demo("--input", folder, "--output", folder / "out")
+    assert str(error.value).isprintable() and r"\x1b[31mred\nline" in str(error.value)
 
 
 def test_the_warning_about_missing_boxes_is_given_once(run_demo, pictures: Path, tmp_path: Path, capsys):

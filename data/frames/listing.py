@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from common.errors import printable
 from common.geometry import Box
 from common.images import RAW_SUFFIXES
 
@@ -24,7 +25,7 @@ class ImageFile(NamedTuple):
     @property
     def label(self) -> str:
         """The name as text for one line of a report or file, whatever bytes it is made of."""
-        return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in self.name)
+        return printable(self.name)
 
 
 def images_in(folder: Path, prefix: str = "") -> list[ImageFile]:
