@@ -60,9 +60,11 @@ def read_rgb(path: Path, *, upright: bool, size: tuple[int, int] | None = None) 
         if not path.is_file():
             path.stat()                         # says why, unless something else lies there
             raise BadImage(ImageFault.MISSING, "it is not a file")
-        with warnings.catch_warnings():
+        with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")     # Pillow's own size warning, and oddities in metadata
-            with Image.open(path, formats=_formats(path)) as image:
+            formats = _formats(path.suffix.lower(), file.read(64))
+            file.seek(0)
+            with Image.open(file, formats=formats) as image:
                 _check_size(image.size, size)   # only the header has been read so far
                 _check_pixels(image)
                 if upright:
@@ -82,11 +84,12 @@ def read_rgb(path: Path, *, upright: bool, size: tuple[int, int] | None = None) 
         raise BadImage(ImageFault.DAMAGED, f"it is damaged ({type(error).__name__})") from None
 
 
-def _formats(path: Path) -> tuple[str, ...]:
-    """The decoders that a file may be given to; BadImage names the format if it has none."""
-    with path.open("rb") as file:
-        head = file.read(64)
-    if path.suffix.lower() in RAW_SUFFIXES:     # many are TIFF files whose first image is a thumbnail
+def _formats(suffix: str, head: bytes) -> tuple[str, ...]:
+    """The decoders that a file may be given to; BadImage names the format if it has none.
+
+    suffix: of its name.  head: its first 64 bytes.
+    """
+    if suffix in RAW_SUFFIXES:                  # many are TIFF files whose first image is a thumbnail
         raise _unread("a camera's raw file")
     for name, beginnings in _OTHER_FORMATS.items():
         if head.startswith(beginnings):

@@ -219,10 +219,11 @@ def test_help_is_answered_before_torch_is_imported(script):
         done.stderr
 
 
-WAYS = {        # to start Python: what stands before the arguments, and the environment
-    "script": (lambda script: [str(script)], {}),
-    "module": (lambda script: ["-m", ".".join(script.relative_to(ROOT).with_suffix("").parts)], {}),
-    "safe path": (lambda script: [str(script)], {"PYTHONSAFEPATH": "1"}),
+WAYS = {        # to start Python: the words before the arguments, the folder and the environment
+    "script": lambda script: ([script.relative_to(ROOT)], ROOT, {}),
+    "in its folder": lambda script: ([script.name], script.parent, {}),
+    "module": lambda script: (["-m", ".".join(script.relative_to(ROOT).with_suffix("").parts)], ROOT, {}),
+    "safe path": lambda script: ([script], "/", {"PYTHONSAFEPATH": "1"}),
 }
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
 
@@ -230,9 +231,9 @@ ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIO
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("script", ENTRY_POINTS, ids=lambda path: path.name)
 def test_programs_start_in_every_way_and_speak_to_every_terminal(script, way):
-    words, environment = WAYS[way]
-    done = subprocess.run([sys.executable, *words(script), "--help"], env=os.environ | environment | ASCII, cwd=ROOT,
-                          capture_output=True, timeout=60)
+    words, folder, environment = WAYS[way](script)
+    done = subprocess.run([sys.executable, *map(str, words), "--help"], env=os.environ | environment | ASCII,
+                          cwd=folder, capture_output=True, timeout=60)
     assert done.returncode == 0 and done.stdout.startswith(b"usage: "), done.stderr.decode()
     assert done.stdout.isascii()
 
