@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from common.memory import keep_freed_memory
@@ -30,7 +31,7 @@ class UserError(Exception):
         self.message, self.hint, self.exit_code = message, hint, exit_code
 
     def __str__(self) -> str:
-        return f"{self.message} {self.hint}".strip()
+        return printable(f"{self.message} {self.hint}".strip())
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Worker processes send their errors back by pickling them.
@@ -50,6 +51,14 @@ def as_user_error(error: BaseException) -> UserError | None:
         return UserError(f"{os.fspath(error.filename)} cannot be used: {error.strerror}.",
                          "Give another path, or make this one accessible.")
     return None
+
+
+def printable(text: str) -> str:
+    """Text on one line that changes nothing in a terminal, whatever names are in it: letters that do not print are
+    escaped."""
+    with suppress(UnicodeEncodeError):      # names that an ASCII locale took apart into bytes
+        text = text.encode(errors="surrogateescape").decode(errors="surrogateescape")
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def leave_on_interrupt() -> None:

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -123,7 +124,7 @@ def checked_sha256(path: Path, hint: str) -> str:
 
 def stored_sha256(path: Path) -> str:
     """The SHA-256 that a file of `write_signed` had when it was written."""
-    return digest_path(path).read_text(errors="replace")[:64]
+    return digest_path(path).read_text(encoding="utf-8", errors="replace")[:64]
 
 
 def digest_path(path: Path) -> Path:
@@ -144,17 +145,34 @@ class HashedFile:
 
 # ---------------------------------------------------------------- JSON
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; UserError when it is missing or damaged."""
+def read_json(path: Path, hint: str = "") -> Any:
+    """The content of a JSON file in any of Unicode's encodings, with or without a byte order mark.
+
+    hint: what to do where the file is missing or wrong. Raises UserError for such a file, and for one in which an
+    object has a key twice: of two values, the one that was meant is not known.
+    """
     try:
-        with path.open(encoding="utf-8") as file:
-            return json.load(file)
+        return json.loads(path.read_bytes(), object_pairs_hook=_unique_keys)
     except FileNotFoundError:
-        raise UserError(f"{path} is missing.", "Files that were made together belong together.") from None
+        raise UserError(f"{path} is missing.", hint or "Files that were made together belong together.") from None
+    except _DoubledKey as error:
+        raise UserError(f"{path} has the key '{error}' twice in one object.", hint or "Remove one of the two.") \
+            from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a complete JSON file: {error}.", "Copy or download it again.") from None
+        raise UserError(f"{path} is not a complete JSON file: {error}.", hint or "Copy or download it again.") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+class _DoubledKey(Exception):
+    """A key that an object has twice."""
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise _DoubledKey(Counter(key for key, _ in pairs).most_common(1)[0][0])
+    return values
 
 
 def write_json(path: Path, values: Any, *, compact: bool = False) -> None:

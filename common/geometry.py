@@ -8,6 +8,7 @@ heatmap volume of the joint stage. A transform reads right to left: `crop_from_i
 The crop functions work on float64 numpy arrays (the data path), the rest on tensors.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -112,6 +113,19 @@ def inside_cells(joints_cells: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------- boxes and crops, in numpy
+
+Box = tuple[float, float, float, float]     # x, y, width and height in pixels
+
+
+def check_box(box: Sequence[float]) -> None:
+    """Raise ValueError, which says what is wrong, for what cannot be x, y, width and height in pixels."""
+    if len(box) != 4 or not all(abs(number) < 1e9 for number in box):
+        raise ValueError("is not four finite numbers")
+    if min(box[2:]) <= 0:
+        raise ValueError("has no area")
+    if max(box[2:]) <= 1:
+        raise ValueError("is not larger than a pixel: shares of the image's size are no pixels")
+
 
 class SquareBox(NamedTuple):
     """A square in image pixels: centre (2,) and side. It may leave the image; it is never clamped."""

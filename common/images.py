@@ -5,18 +5,27 @@ Pillow decodes because it says when a file ends early; OpenCV fills the rest wit
 
 import warnings
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL.TiffImagePlugin import TiffImageFile
 
 MAX_PIXELS = 100_000_000
 MAX_SIDE = 32_766               # OpenCV cannot warp longer ones
 MAX_BLACK = 10.0                # mean and standard deviation, of 255, up to which an image shows nothing
 _STRIP = 1 << 20                # pixels, more than datasets' images have
 # Other decoders of Pillow start programs (EPS) or are of no use here.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF")
+RAW_SUFFIXES = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2")
+_OTHER_FORMATS = {              # by how their files begin
+    "JPEG XL": (b"\xff\x0a", b"\0\0\0\x0cJXL "),
+    "JPEG 2000": (b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  "),
+    "Photoshop": (b"8BPS",),
+}
+_BITS_PER_SAMPLE, _IS_BLACK_ZERO, _SUBFILE = 258, 262, 254      # tags of TIFF
 
 
 class ImageFault(StrEnum):
@@ -26,6 +35,7 @@ class ImageFault(StrEnum):
     DAMAGED = "image damaged"
     TOO_LARGE = "image too large"
     SIZE = "image of another size"
+    KIND = "image of a kind that is not read"
 
 
 class BadImage(Exception):
@@ -50,10 +60,13 @@ def read_rgb(path: Path, *, upright: bool, size: tuple[int, int] | None = None) 
         if not path.is_file():
             path.stat()                         # says why, unless something else lies there
             raise BadImage(ImageFault.MISSING, "it is not a file")
-        with warnings.catch_warnings():
+        with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")     # Pillow's own size warning, and oddities in metadata
-            with Image.open(path, formats=_FORMATS) as image:
+            formats = _formats(path.suffix.lower(), file.read(64))
+            file.seek(0)
+            with Image.open(file, formats=formats) as image:
                 _check_size(image.size, size)   # only the header has been read so far
+                _check_pixels(image)
                 if upright:
                     ImageOps.exif_transpose(image, in_place=True)
                 return _rgb_array(image)
@@ -71,6 +84,38 @@ def read_rgb(path: Path, *, upright: bool, size: tuple[int, int] | None = None) 
         raise BadImage(ImageFault.DAMAGED, f"it is damaged ({type(error).__name__})") from None
 
 
+def _formats(suffix: str, head: bytes) -> tuple[str, ...]:
+    """The decoders that a file may be given to; BadImage names the format if it has none.
+
+    suffix: of its name.  head: its first 64 bytes.
+    """
+    if suffix in RAW_SUFFIXES:                  # many are TIFF files whose first image is a thumbnail
+        raise _unread("a camera's raw file")
+    for name, beginnings in _OTHER_FORMATS.items():
+        if head.startswith(beginnings):
+            raise _unread(f"a {name} file")
+    if head[4:8] != b"ftyp":
+        return _FORMATS
+    brands = {head[place:place + 4] for place in range(8, min(len(head), int.from_bytes(head[:4])), 4)}
+    if brands & {b"avif", b"avis"}:
+        if not features.check("avif"):
+            raise _unread("an AVIF image, and Pillow was built without support for it")
+        return ("AVIF",)
+    if brands & {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}:
+        if find_spec("pillow_heif") is None:
+            raise BadImage(ImageFault.KIND, "it is a HEIC image, which needs pillow-heif: python -m pip install -r "
+                                            "requirements-extra.txt")
+        from pillow_heif import register_heif_opener  # an extra that few need
+
+        register_heif_opener()
+        return ("HEIF",)
+    return _FORMATS
+
+
+def _unread(kind: str) -> BadImage:
+    return BadImage(ImageFault.KIND, f"it is {kind}; save it as JPEG or PNG")
+
+
 def is_black(image: np.ndarray) -> bool:
     """Whether an image (H, W, 3) uint8 shows nothing.
 
@@ -81,6 +126,11 @@ def is_black(image: np.ndarray) -> bool:
     return sample.mean() < MAX_BLACK and sample.std() < MAX_BLACK
 
 
+def shows_nothing(image: np.ndarray) -> bool:
+    """Whether an image (H, W, 3) uint8 is black or all of one colour."""
+    return is_black(image) or bool((image == image[:1, :1]).all())
+
+
 def _check_size(found: tuple[int, int], expected: tuple[int, int] | None) -> None:
     width, height = found
     if width * height > MAX_PIXELS or max(found) > MAX_SIDE:
@@ -89,6 +139,21 @@ def _check_size(found: tuple[int, int], expected: tuple[int, int] | None) -> Non
     if expected is not None and found != expected:
         raise BadImage(ImageFault.SIZE,
                        f"it has {width}×{height} pixels, its annotation says {expected[0]}×{expected[1]}")
+
+
+def _check_pixels(image: Image.Image) -> None:
+    """Refuse pixels whose range the file does not tell, and thumbnails that stand before an image."""
+    if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):      # Pillow scales those of PPM
+        kind = "floats" if image.mode == "F" else "signed integers or of 32 bits"
+        raise BadImage(ImageFault.KIND, f"its pixels are {kind}, whose range it does not tell; save it with 8 bits per "
+                                        "colour")
+    if isinstance(image, TiffImageFile):
+        tags = image.tag_v2
+        if tags.get(_SUBFILE, 0) & 1:
+            raise BadImage(ImageFault.KIND, "it begins with a thumbnail, as cameras' raw files do; save it as JPEG or "
+                                            "PNG")
+        if image.mode.startswith("I;16") and (tags.get(_BITS_PER_SAMPLE), tags.get(_IS_BLACK_ZERO)) != ((16,), 1):
+            raise BadImage(ImageFault.KIND, "its pixels have 12 bits, or 0 for white; save it with 8 bits per colour")
 
 
 def _rgb_array(image: Image.Image) -> np.ndarray:

@@ -28,6 +28,7 @@ class Reason(StrEnum):
     IMAGE_DAMAGED = "image damaged"
     IMAGE_TOO_LARGE = "image too large"
     IMAGE_SIZE = "image of another size"
+    IMAGE_KIND = "image of a kind that is not read"
     IMAGE_BLACK = "image black"
     LABELS_UNREADABLE = "labels unreadable"
     NOT_FINITE = "numbers not finite"

@@ -41,7 +41,7 @@ class Index(Mapping[str, np.ndarray]):
     def __init__(self, folder: Path):
         self.folder = folder
         try:
-            names = json.loads((folder / "columns.json").read_text())
+            names = json.loads((folder / "columns.json").read_text(encoding="utf-8"))
             self._columns = {name: _mapped(folder / f"{name}.npy") for name in names}
         except (OSError, ValueError) as error:
             raise UserError(f"The index {folder} cannot be opened: {error}.",
@@ -63,7 +63,7 @@ class Index(Mapping[str, np.ndarray]):
         """SHA-256 of each file that the columns were built from, by its name."""
         pointer = self.folder.with_name(f"{self.folder.name.rpartition('.')[0]}.json")
         try:
-            known = json.loads(pointer.read_text())
+            known = json.loads(pointer.read_text(encoding="utf-8"))
             if known["folder"] == self.folder.name:
                 return {name: fact["sha256"] for name, fact in known["sources"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -127,7 +127,7 @@ def _find(home: Path, name: str, version: int, sources: list[Path]) -> Index | N
     """The index in `home` if it is whole and was built from these sources."""
     pointer = home / f"{name}.json"
     try:
-        known = json.loads(pointer.read_text())
+        known = json.loads(pointer.read_text(encoding="utf-8"))
         if known["version"] != version or list(known["sources"]) != [source.name for source in sources]:
             return None
         stats = {source.name: _still(source, known["sources"][source.name]) for source in sources}
@@ -200,12 +200,12 @@ def _write_columns(folder: Path, columns: Columns) -> None:
     folder.mkdir()
     for name, values in columns.items():
         np.save(folder / f"{name}.npy", values, allow_pickle=False)
-    (folder / "columns.json").write_text(json.dumps(list(columns)))
+    (folder / "columns.json").write_text(json.dumps(list(columns)), encoding="utf-8")
 
 
 def _write_json(path: Path, content: Any) -> None:
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(content, indent=1))
+    unfinished.write_text(json.dumps(content, indent=1), encoding="utf-8")
     unfinished.replace(path)
 
 

@@ -81,13 +81,16 @@ def demo_parser(description: str | None) -> argparse.ArgumentParser:
                        help="of output/model_dump/snapshot_N.pth.tar in the repository, or best")
     which.add_argument("--checkpoint", type=typed_path, metavar="FILE",
                        help="a snapshot elsewhere, or a file of weights; left out: those that come with the repository")
-    parser.add_argument("--input", type=typed_path, help="a folder of images, or one image; left out: those that come "
-                        "with the repository")
-    parser.add_argument("--output", type=typed_path, help="folder for the results; left out together with --input")
+    parser.add_argument("--input", "--img_path", type=typed_path, help="a folder of images, or one image; left out: "
+                        "those that come with the repository")
+    parser.add_argument("--output", type=typed_path, help="folder for the results (default: one in output/demo)")
     parser.add_argument("--boxes", type=typed_path, metavar="FILE",
                         help='JSON with tight boxes round both hands: {"file name": [x, y, width, height]} in pixels')
     add_mano(parser, "where the MANO files are, for a snapshot that was trained with them")
-    parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace results that exist")
+    existing.add_argument("--resume", action="store_true", help="go on after an interruption: only images without "
+                          "results are reconstructed")
     add_set(parser, "change the configuration, for example data.box_ratio=0.7")
     return parser
 

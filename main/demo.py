@@ -2,8 +2,10 @@
 
     python demo.py                                      # the images that come with the repository
     python demo.py --input FOLDER_OR_IMAGE --output DIR [--boxes FILE.json] [--gpu 0]
+    python demo.py --input FOLDER_OR_IMAGE --output DIR --resume        # after an interruption
 
-The network is the one that comes with the repository, unless --test_epoch or --checkpoint names another.
+The network is the one that comes with the repository, unless --test_epoch or --checkpoint names another. Results lie in
+output/demo, those of --input in a folder of its name there, unless --output names another.
 For each image: overlay/NAME.png, side/NAME.png, panel/NAME.png (both beside the photograph),
 meshes/NAME_{right,left}.obj and params/NAME_{right,left}.json. One line for each image tells what became of it.
 The folders of RGB2Hands and EgoHands are recognised and bring their own boxes. Exit code 4: some images could not
@@ -15,13 +17,12 @@ import _bootstrap
 import argparse
 import sys
 from functools import partial
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from common.errors import EXIT_OK, EXIT_SOME_FAILED, UserError, run_entry_point
+from common.errors import EXIT_OK, EXIT_SOME_FAILED, UserError, printable, run_entry_point
 from common.files import ROOT
 from common.weights import SHIPPED
 from data.checks import BadSample
@@ -30,32 +31,32 @@ from data.frames.folder import ImageFolder
 from main.arguments import demo_parser
 from main.config import mano_overrides
 from main.engine.processes.launch import Process, launch
-from main.engine.results import result_files, write_results
+from main.engine.results import are_written, result_files, write_results
 from main.engine.run.snapshots import best_epoch, snapshot_path
-from main.network import load_network
+from main.network import Network, load_network
 
+OUTPUT = ROOT / "output" / "demo"
 EXAMPLES = ROOT / "common" / "assets" / "examples"
+NAMED = 5               # names without an image that are listed
 
 
 def demo(args: argparse.Namespace, process: Process) -> int:
     """Reconstruct this process's share of the images."""
-    if isinstance(sys.stdout, TextIOWrapper):           # a name may have letters that the terminal has not
-        sys.stdout.reconfigure(errors="backslashreplace")
     boxes = read_boxes(args.boxes) if args.boxes else {}
     folder = ImageFolder(args.input, boxes)
     outputs = [result_files(args.output, name) for name in folder.names]
-    prepare_output(args.output, outputs, args.overwrite)
+    prepare_output(args.output, outputs, args.overwrite or args.resume)
     path = chosen_file(args, process)
     network = load_network(path, [*args.set, *mano_overrides(args.mano)], process.device)
+    sources = [{"image": image.label, "checkpoint_sha256": network.trained.sha256} for image in folder.images]
+    todo = [index for index, image in enumerate(folder.images)
+            if not (args.resume and are_written(outputs[index], sources[index], image.box))]
     process.gather(None)        # nobody writes before everybody has looked at what exists
-    if process.is_main and path == SHIPPED:
-        print(introduction(network.trained.metrics))
-    if process.is_main and folder.without_box:
-        print(f"{len(folder.without_box)} of {len(folder)} images have no box and are used whole. LGNet expects both "
-              f"hands to fill about {network.predictor.box_ratio:.0%} of the image: see --boxes.")
+    if process.is_main:
+        introduce(args, path, folder, network, len(folder) - len(todo))
 
     failed = 0
-    for index in tqdm(range(process.rank, len(folder), process.world_size), "demo", disable=not process.is_main):
+    for index in tqdm(todo[process.rank::process.world_size], "demo", disable=not process.is_main):
         label = folder.images[index].label
         try:
             photo = folder.read(index)
@@ -64,13 +65,13 @@ def demo(args: argparse.Namespace, process: Process) -> int:
             tqdm.write(f"{label}: not used: {bad.detail}", file=sys.stderr)
             continue
         hands = network.predictor(photo.image, photo.box_px)
-        source = {"image": label, "checkpoint_sha256": network.trained.sha256}
-        write_results(outputs[index], photo, hands, network.predictor.hand_model, source)
-        tqdm.write(f"{label}: {folder.names[index]}")
+        write_results(outputs[index], photo, hands, network.predictor.hand_model, sources[index])
+        tqdm.write(f"{label}: {printable(folder.names[index])}")
 
     failed = sum(process.gather(failed))
     if process.is_main:
-        print(f"{len(folder) - failed} of {len(folder)} images reconstructed in {args.output}: see panel/ there.")
+        print(f"{len(folder) - failed} of {len(folder)} images reconstructed in {printable(str(args.output))}: see "
+              "panel/ there.")
     return EXIT_SOME_FAILED if failed else EXIT_OK
 
 
@@ -82,6 +83,23 @@ def chosen_file(args: argparse.Namespace, process: Process) -> Path:
     if args.test_epoch is not None:
         return snapshot_path(snapshots, args.test_epoch)
     return args.checkpoint or SHIPPED
+
+
+def introduce(args: argparse.Namespace, path: Path, folder: ImageFolder, network: Network, written: int) -> None:
+    """Say what is worth knowing before the first image.
+
+    path: of the network's file.  written: images whose results exist.
+    """
+    if path == SHIPPED:
+        print(introduction(network.trained.metrics))
+    if args.resume:
+        print(f"{written} of {len(folder)} images have their results already.")
+    if folder.unknown:
+        names = f"{', '.join(folder.unknown[:NAMED])}{', …' if len(folder.unknown) > NAMED else ''}"
+        print(printable(f"{len(folder.unknown)} names in {args.boxes} are no images in {args.input}: {names}."))
+    if folder.without_box:
+        print(f"{len(folder.without_box)} of {len(folder)} images have no box and are used whole. LGNet expects both "
+              f"hands to fill about {network.predictor.box_ratio:.0%} of the image: see --boxes.")
 
 
 def introduction(metrics: dict[str, Any] | None) -> str:
@@ -100,7 +118,7 @@ def prepare_output(output: Path, outputs: list[dict[str, Path]], overwrite: bool
     existing = [file for files in outputs for file in files.values() if file.exists()]
     if existing and not overwrite:
         raise UserError(f"--output: {len(existing)} results exist already, the first is {existing[0]}.",
-                        "Use --overwrite to replace them, or another --output.")
+                        "Use --resume to go on with them, --overwrite to replace them, or another --output.")
     try:
         for file in outputs[0].values():
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -116,9 +134,10 @@ def main() -> int:
             parser.error("--boxes needs --input, the images that the boxes are of")
         args.input, args.boxes = EXAMPLES, EXAMPLES / "boxes.json"
         if args.output is None:         # nobody else writes there
-            args.output, args.overwrite = ROOT / "output" / "demo", True
+            args.output, args.overwrite = OUTPUT, not args.resume
     elif args.output is None:
-        parser.error("--input needs --output, a folder for the results")
+        source = args.input.resolve()
+        args.output = OUTPUT / (source.stem if source.is_file() else source.name)
     return launch(partial(demo, args), args.gpu)
 
 

@@ -107,7 +107,6 @@ def run(monkeypatch, capsys):
     def run(script: str, *arguments: object) -> tuple[int, str]:
         program = ROOT / script if "/" in script else ROOT / "main" / script
         monkeypatch.setattr(sys, "argv", [str(program), *map(str, arguments)])
-        monkeypatch.syspath_prepend(program.parent)
         with pytest.raises(SystemExit) as left:
             runpy.run_path(str(program), run_name="__main__")
         printed = capsys.readouterr()

@@ -14,6 +14,7 @@ from scipy.spatial.transform import Rotation
 from common.geometry import crop_affine, project, square_box
 from common.hands import WRIST, Hand, joint_regressor
 from common.mano.model import HandModel, ManoLayer
+from common.predict.flip import mirrored_crop
 from data.augment import AugmentConfig, View, draw_view, float_image, make_sample, mirror_record, rotate_record
 from data.schema import Record
 
@@ -171,10 +172,12 @@ def test_masks_change_hands_with_the_hands(record):
 
 
 def test_the_mirrored_crop_is_the_mirror_image_of_the_crop(record):
-    """Crop x ↔ 256 − x, as the centre of the box goes to S/2."""
+    """Crop x ↔ 256 − x, as the centre of the box goes to S/2; flip testing makes the same of the crop alone, but for
+    the column that it does not show."""
     image = cv2.resize(np.random.default_rng(0).integers(0, 256, (32, 21, 3), dtype=np.uint8), (WIDTH, HEIGHT))
     plain, mirrored = (picture_of(record, View(flip=flip), image) for flip in (False, True))
     torch.testing.assert_close(mirrored[..., 1:], plain[..., 1:].flip(-1), atol=0.02, rtol=0)
+    torch.testing.assert_close(mirrored_crop(plain), mirrored, atol=0.02, rtol=0)
 
 
 def test_turning_a_frame_there_and_back_gives_it_back(record):

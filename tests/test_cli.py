@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import main.arguments
 import tool.arguments
@@ -229,10 +230,55 @@ ENTRY_POINTS = [*(ROOT / "main" / name for name in main.arguments.PARSERS),
 @pytest.mark.parametrize("script", ENTRY_POINTS, ids=lambda path: path.name)
 def test_help_is_answered_before_torch_is_imported(script):
     code = f"import sys; sys.modules['torch'] = None; sys.argv = [{str(script)!r}, '--help']; " \
-           f"sys.path.insert(0, {str(script.parent)!r}); import runpy; runpy.run_path(sys.argv[0], run_name='__main__')"
+           "import runpy; runpy.run_path(sys.argv[0], run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stdout.startswith(f"usage: {script.name}") and "--help" in done.stdout, \
         done.stderr
+
+
+WAYS = {        # to start Python: the words before the arguments, the folder and the environment
+    "script": lambda script: ([script.relative_to(ROOT)], ROOT, {}),
+    "in its folder": lambda script: ([script.name], script.parent, {}),
+    "module": lambda script: (["-m", ".".join(script.relative_to(ROOT).with_suffix("").parts)], ROOT, {}),
+    "safe path": lambda script: ([script], "/", {"PYTHONSAFEPATH": "1"}),
+}
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("script", ENTRY_POINTS, ids=lambda path: path.name)
+def test_programs_start_in_every_way_and_speak_to_every_terminal(script, way):
+    words, folder, environment = WAYS[way](script)
+    done = subprocess.run([sys.executable, *map(str, words), "--help"], env=os.environ | environment | ASCII,
+                          cwd=folder, capture_output=True, timeout=60)
+    assert done.returncode == 0 and done.stdout.startswith(b"usage: "), done.stderr.decode()
+    assert done.stdout.isascii()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("script", sorted((ROOT / "tool" / "dev").glob("*.py")), ids=lambda path: path.name)
+def test_maintainers_programs_start_in_every_way_and_speak_to_every_terminal(script, way):
+    test_programs_start_in_every_way_and_speak_to_every_terminal(script, way)
+
+
+@pytest.mark.slow
+def test_whole_runs_under_an_ascii_locale_end_well(config_file, tmp_path):
+    """Training, testing and predicting print and write "×", "→" and names of any letters."""
+    folder = tmp_path / "höhe 手"
+    folder.mkdir()
+    for name in ("grün.png", "手.png"):
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(folder / name)
+    snapshot = tmp_path / "run" / "model_dump" / "snapshot_0.pth.tar"
+    runs = [["train", "--config", config_file, "--set", f"output={tmp_path / 'run'}", "train.epochs=1"],
+            ["test", "--test_epoch", "0", "--output", tmp_path / "run"],
+            ["demo", "--checkpoint", snapshot, "--input", folder, "--output", folder / "out"]]
+    for program, *words in runs:
+        command = [sys.executable, "-m", f"main.{program}", "--gpu", "cpu", *map(str, words)]
+        done = subprocess.run(command, env=os.environ | ASCII, cwd=ROOT, capture_output=True, timeout=120)
+        assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr.decode()
+        assert done.stdout.isascii()
+    assert sorted(file.name for file in (folder / "out" / "panel").iterdir()) == ["grün.png", "手.png"]
 
 
 def test_the_choices_of_command_lines_are_those_of_the_code():
@@ -241,7 +287,7 @@ def test_the_choices_of_command_lines_are_those_of_the_code():
 
 def interrupted_at_import(script: str, number: int) -> subprocess.CompletedProcess:
     """What becomes of an entry point that is interrupted when it imports its `number`-th module."""
-    code = INTERRUPTED_IMPORT.format(number=number, script=str(MAIN / script), folder=str(MAIN))
+    code = INTERRUPTED_IMPORT.format(number=number, script=str(MAIN / script), folder=str(ROOT))
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
 
 

@@ -1,8 +1,10 @@
 """The demo: any folder in, a report and files out."""
 
 import importlib
+import io
 import json
 import struct
+import subprocess
 import sys
 import zlib
 from pathlib import Path
@@ -11,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 from tiny_snapshot import save_tiny_snapshot
 
 from common.errors import EXIT_SOME_FAILED, UserError
@@ -86,6 +88,110 @@ def test_sixteen_bits_keep_their_brightness(tmp_path: Path):
     np.testing.assert_allclose(read_rgb(tmp_path / "a.png", upright=True)[..., 0], values / 257, atol=1)
 
 
+LEVELS = np.linspace(0, 255, 90 * 60).round().astype(np.uint8).reshape(60, 90)
+
+
+def tiff(pixels: bytes, bits: int, *tags: tuple[int, int], zero_is_black: int = 1) -> bytes:
+    """A grey TIFF file of 90×60 pixels, of kinds that Pillow does not write."""
+    values = {256: 90, 257: 60, 258: bits, 259: 1, 262: zero_is_black, 273: 0, 277: 1, 278: 60, 279: len(pixels),
+              **dict(tags)}
+    values[273] = 8 + 2 + 12 * len(values) + 4          # where the pixels begin
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(values.items()))
+    return b"II*\0" + struct.pack("<IH", 8, len(values)) + entries + struct.pack("<I", 0) + pixels
+
+
+def saved(image: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def test_a_grey_tiff_of_the_tests_is_a_tiff(tmp_path: Path):
+    for name, content in {"8": tiff(LEVELS.tobytes(), 8), "16": tiff((LEVELS * np.uint16(257)).tobytes(), 16)}.items():
+        (tmp_path / name).write_bytes(content)
+        np.testing.assert_array_equal(read_rgb(tmp_path / name, upright=True)[..., 0], LEVELS)
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [
+    ("JPEG", "jpe"), ("JPEG", "jfif"), ("AVIF", "avif"), ("PPM", "ppm"), ("MPO", "jpg"), ("AVIF", "jpg")])
+def test_pictures_of_less_common_kinds_are_read(tmp_path: Path, kind: str, suffix: str):
+    """MPO is what many cameras' .jpg files are: a second picture follows the first."""
+    more = {"append_images": [photo(1)], "save_all": True} if kind == "MPO" else {}
+    photo().save(tmp_path / f"a.{suffix}", kind, **more)
+    image = ImageFolder(tmp_path, {}).read(0).image
+    assert np.abs(image.astype(int) - np.asarray(photo())).mean() < 6
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("LAB", "TIFF"), ("YCbCr", "TIFF"), ("CMYK", "TIFF"), ("PA", "TIFF")])
+def test_other_colour_spaces_become_rgb(tmp_path: Path, mode: str, kind: str):
+    lab = ImageCms.profileToProfile(photo(), ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"),
+                                    outputMode="LAB")
+    stored = lab if mode == "LAB" else photo().convert("L").convert("LA").convert("PA") if mode == "PA" else \
+        photo().convert(mode)
+    stored.save(tmp_path / "a", kind)
+    expected = photo().convert("L").convert("RGB") if mode == "PA" else photo()
+    assert np.abs(read_rgb(tmp_path / "a", upright=True).astype(int) - np.asarray(expected)).mean() < 6
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_sixteen_bits_keep_their_brightness_in_every_kind_of_file(tmp_path: Path, kind: str):
+    Image.fromarray(LEVELS * np.uint16(257)).save(tmp_path / "a", kind)
+    np.testing.assert_array_equal(read_rgb(tmp_path / "a", upright=True)[..., 0], LEVELS)
+
+
+UNREAD = {
+    "float.tif": (saved(Image.fromarray(LEVELS / np.float32(255)), "TIFF"), "floats"),
+    "float 255.tif": (saved(Image.fromarray(LEVELS.astype(np.float32)), "TIFF"), "floats"),
+    "32 bits.tif": (saved(Image.fromarray(LEVELS.astype(np.int32)), "TIFF"), "32 bits"),
+    "float.ppm": (saved(Image.fromarray(LEVELS / np.float32(255)), "PPM"), "floats"),
+    "12 bits.tif": (tiff(bytes(90 * 60 * 12 // 8), 12), "12 bits"),
+    "inverted.tif": (tiff((LEVELS * np.uint16(257)).tobytes(), 16, zero_is_black=0), "0 for white"),
+    "signed.tif": (tiff((LEVELS * np.int16(127)).tobytes(), 16, (339, 2)), "signed integers"),
+    "thumbnail.tif": (tiff(LEVELS.tobytes(), 8, (254, 1)), "thumbnail"),
+    "camera.dng": (tiff(LEVELS.tobytes(), 8), "a camera's raw file"),
+    "a.jp2": (b"\0\0\0\x0cjP  \r\n\x87\n", "a JPEG 2000 file"),
+    "xl.jpg": (b"\xff\x0a\x20\x0a", "a JPEG XL file"),
+    "black.png": (saved(Image.new("RGB", (90, 60)), "PNG"), "shows nothing: it is black"),
+    "lens cap.png": (saved(photo().point(lambda value: value // 30), "PNG"), "shows nothing: it is black"),
+    "white.jpg": (saved(Image.new("RGB", (90, 60), "white"), "JPEG"), "shows nothing: .* of one colour"),
+    "transparent.png": (saved(Image.new("RGBA", (90, 60), (9, 80, 7, 0)), "PNG"), "shows nothing: .* of one colour"),
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_a_picture_whose_pixels_are_not_known_or_show_nothing_is_refused_with_its_reason(tmp_path: Path, name: str):
+    content, reason = UNREAD[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BadSample, match=reason):
+        ImageFolder(tmp_path, {}).read(0)
+
+
+def test_a_box_on_the_empty_part_of_a_picture_is_refused(tmp_path: Path):
+    image = np.zeros((60, 90, 3), dtype=np.uint8)
+    image[:, 45:] = np.asarray(photo())[:, 45:]
+    Image.fromarray(image).save(tmp_path / "a.png")
+    assert ImageFolder(tmp_path, {"a.png": (30.5, 10, 40, 40)}).read(0).box_px
+    with pytest.raises(BadSample, match="shows nothing in its box"):
+        ImageFolder(tmp_path, {"a.png": (0, 10, 40.5, 40)}).read(0)
+
+
+@pytest.mark.parametrize("brands", [b"heic\0\0\0\0mif1heic", b"mif1\0\0\0\0mif1heic", b"hevc\0\0\0\0msf1hevc"])
+def test_a_photograph_of_an_iphone_is_refused_with_what_reads_it(tmp_path: Path, monkeypatch, brands: bytes):
+    """Also under another name."""
+    monkeypatch.setattr("common.images.find_spec", lambda name: None)
+    (tmp_path / "IMG_0001.jpg").write_bytes(struct.pack(">I4s", 8 + len(brands), b"ftyp") + brands + bytes(99))
+    with pytest.raises(BadSample, match="a HEIC image, which needs pillow-heif.*requirements-extra.txt"):
+        ImageFolder(tmp_path, {}).read(0)
+    assert "pillow-heif==" in (ROOT / "requirements-extra.txt").read_text()
+
+
+def test_a_photograph_of_an_iphone_is_read_where_pillow_heif_is_installed(tmp_path: Path):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.from_pillow(photo()).save(tmp_path / "IMG_0001.HEIC", quality=95)
+    image = ImageFolder(tmp_path, {}).read(0).image
+    assert image.shape == (60, 90, 3) and np.abs(image.astype(int) - np.asarray(photo())).mean() < 6
+
+
 def test_transparent_pixels_are_white(tmp_path: Path):
     Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "a.png")
     assert (read_rgb(tmp_path / "a.png", upright=True) == 255).all()
@@ -101,8 +207,9 @@ def test_the_camera_s_orientation_tag_is_followed(tmp_path: Path, orientation: i
         stored = stored.transpose(operation)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    stored.save(tmp_path / "a.png", exif=exif)
-    np.testing.assert_array_equal(read_rgb(tmp_path / "a.png", upright=True), np.asarray(upright))
+    for kind in ("PNG", "TIFF", "WEBP"):
+        stored.save(tmp_path / kind, kind, exif=exif, lossless=True)
+        np.testing.assert_array_equal(read_rgb(tmp_path / kind, upright=True), np.asarray(upright))
 
 
 def test_fifty_randomly_damaged_jpegs_give_an_image_or_a_reason(tmp_path: Path):
@@ -149,6 +256,42 @@ def test_boxes_that_fit_no_picture_are_an_error(tmp_path: Path):
         ImageFolder(tmp_path, {"a.jpg": (0, 0, 5, 5)})
 
 
+def test_a_name_with_another_form_of_accents_is_the_same_name(tmp_path: Path):
+    """macOS names files with accents of their own, most programs write them composed. Names that are there win."""
+    composed, apart = "h\u00f6he.png", "ho\u0308he.png"
+    photo().save(tmp_path / apart)
+    assert ImageFolder(tmp_path, {composed: (1, 2, 30, 40)}).images[0].box == (1, 2, 30, 40)
+    photo().save(tmp_path / composed)
+    boxes = {image.name: image.box for image in ImageFolder(tmp_path, {composed: (1, 2, 30, 40)}).images}
+    assert boxes == {composed: (1, 2, 30, 40), apart: None}
+
+
+def test_names_of_boxes_that_are_no_pictures_are_listed(tmp_path: Path):
+    for name in ("a.png", "b.png"):
+        photo().save(tmp_path / name)
+    boxes = {"a.png": (0, 0, 5, 5), "A.png": (0, 0, 5, 5), "sub/b.png": (0, 0, 5, 5)}
+    assert ImageFolder(tmp_path, boxes).unknown == ["A.png", "sub/b.png"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_boxes_file_may_have_a_byte_order_mark(tmp_path: Path, encoding: str):
+    """Editors and shells of Windows write one."""
+    (tmp_path / "boxes.json").write_text('{"höhe.jpg": [1, 2, 3, 4.5]}', encoding=encoding)
+    assert read_boxes(tmp_path / "boxes.json") == {"höhe.jpg": (1, 2, 3, 4.5)}
+
+
+def test_shares_of_the_picture_are_no_box(tmp_path: Path):
+    (tmp_path / "boxes.json").write_text('{"a.jpg": [0.25, 0.35, 0.25, 0.6]}')
+    with pytest.raises(UserError, match=r"'a.jpg' the box \[0.25, 0.35, 0.25, 0.6\], which .* shares .* are no pixels"):
+        read_boxes(tmp_path / "boxes.json")
+
+
+def test_two_boxes_under_one_name_are_refused(tmp_path: Path):
+    (tmp_path / "boxes.json").write_text('{"a.jpg": [1, 2, 3, 4], "b.jpg": [1, 2, 3, 4], "a.jpg": [5, 6, 7, 8]}')
+    with pytest.raises(UserError, match="boxes.json has the key 'a.jpg' twice"):
+        read_boxes(tmp_path / "boxes.json")
+
+
 def test_a_box_outside_the_picture_fails_that_picture_only(tmp_path: Path):
     photo().save(tmp_path / "a.png")
     with pytest.raises(BadSample, match="outside"):
@@ -189,7 +332,6 @@ def checkpoint(tmp_path_factory, hand_model: HandModel) -> Path:
 
 @pytest.fixture
 def run_demo(monkeypatch, checkpoint: Path):
-    monkeypatch.syspath_prepend(str(ROOT / "main"))
     demo = importlib.import_module("main.demo")
 
     def run(*arguments: object) -> int:
@@ -247,6 +389,30 @@ def test_without_input_the_images_of_the_repository_are_used_and_nothing_is_repl
         run_demo("--output", tmp_path / "out")
 
 
+@pytest.mark.parametrize("flag", ["--input", "--img_path"])
+def test_results_without_a_named_place_go_where_the_examples_go(run_demo, pictures: Path, tmp_path, monkeypatch, flag):
+    """Each input into a folder of its own; what exists there is not replaced, but the examples' results are."""
+    monkeypatch.setattr("main.demo.OUTPUT", tmp_path / "out")
+    monkeypatch.chdir(pictures)
+    roundabout = pictures / ".." / pictures.name / "höhe.png"
+    for source, folder in (("wide.jpg", "wide"), (".", pictures.name), (roundabout, "höhe")):
+        assert run_demo(flag, source) == 0
+        assert list((tmp_path / "out" / folder / "panel").iterdir())
+    with pytest.raises(UserError, match="results exist already.*--resume"):
+        run_demo(flag, "wide.jpg")
+    assert run_demo() == run_demo() == 0
+    assert len(list((tmp_path / "out" / "panel").iterdir())) == 8
+
+
+def test_a_clone_has_the_folder_for_results_and_ignores_what_lies_in_it():
+    listed = subprocess.run(["git", "ls-files", "output"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("no git checkout")
+    assert listed.stdout.split() == ["output/README.md"]
+    for name in ("output/demo/panel/hands_1.png", "output/model_dump/snapshot_0.pth.tar", "output/x/README.md"):
+        assert subprocess.run(["git", "check-ignore", "-q", name], cwd=ROOT).returncode == 0
+
+
 def test_boxes_without_the_images_they_are_of_are_refused(run_demo, pictures: Path, capsys):
     (pictures / "boxes.json").write_text("{}")
     with pytest.raises(SystemExit) as stopped:
@@ -294,9 +460,59 @@ def test_results_are_replaced_only_on_request(run_demo, pictures: Path, tmp_path
     assert read_rgb(written, upright=True).shape[2] == 3
 
 
+def test_an_interrupted_demo_goes_on_with_what_is_missing(run_demo, pictures: Path, tmp_path: Path, capsys):
+    words = ("--input", pictures, "--output", tmp_path / "out")
+    assert run_demo(*words) == 0
+    everything = {file: file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()}
+    (tmp_path / "out" / "panel" / "wide.png").unlink()                  # written last
+    (tmp_path / "out" / "meshes" / "wide_left.obj").write_text("half")
+    complete = [file for file in everything if file.name.startswith("höhe")]
+    times = [file.stat().st_mtime_ns for file in complete]
+    capsys.readouterr()
+    assert run_demo(*words, "--resume") == 0
+    text = capsys.readouterr().out
+    assert "1 of 2 images have their results already." in text and "2 of 2 images reconstructed" in text
+    assert "wide.jpg: wide" in text and "höhe.png: höhe" not in text
+    assert {file: file.read_bytes() for file in everything} == everything
+    assert [file.stat().st_mtime_ns for file in complete] == times
+
+
+def test_a_demo_goes_on_with_no_results_of_other_boxes_or_images(run_demo, pictures: Path, tmp_path: Path):
+    words = ("--input", pictures / "wide.jpg", "--output", tmp_path / "out", "--resume")
+    assert run_demo(*words) == 0
+    (tmp_path / "boxes.json").write_text('{"wide.jpg": [10, 10, 50, 40]}')
+    with pytest.raises(UserError, match="wide_right.json was made with another 'box'.*--overwrite"):
+        run_demo(*words, "--boxes", tmp_path / "boxes.json")
+    (pictures / "wide.jpg").rename(pictures / "wide.png")
+    with pytest.raises(UserError, match="wide_right.json was made with another 'image'"):
+        run_demo("--input", pictures / "wide.png", "--output", tmp_path / "out", "--resume")
+
+
+def test_names_that_would_change_a_terminal_are_printed_as_letters(run_demo, tmp_path: Path, capsys):
+    """In lines about images, in the last one and in errors."""
+    folder = tmp_path / "\x1b[31mred\nline"
+    folder.mkdir()
+    photo().save(folder / "\x1b]0;title\x07.png")
+    assert run_demo("--input", folder, "--output", folder / "out") == 0
+    printed = capsys.readouterr()
+    assert r"\x1b]0;title\x07.png: \x1b]0;title\x07" in printed.out and r"\x1b[31mred\nline/out: see" in printed.out
+    assert not {"\x1b", "\x07"} & set(printed.out)
+    with pytest.raises(UserError) as error:
+        run_demo("--input", folder, "--output", folder / "out")
+    assert str(error.value).isprintable() and r"\x1b[31mred\nline" in str(error.value)
+
+
 def test_the_warning_about_missing_boxes_is_given_once(run_demo, pictures: Path, tmp_path: Path, capsys):
     run_demo("--input", pictures, "--output", tmp_path / "out")
     assert capsys.readouterr().out.count("have no box") == 1
+
+
+def test_names_of_boxes_without_a_picture_are_told(run_demo, pictures: Path, tmp_path: Path, capsys):
+    names = ["wide.jpg", *(f"{number}.jpg" for number in range(7))]
+    (tmp_path / "boxes.json").write_text(json.dumps(dict.fromkeys(names, [10, 10, 50, 40])))
+    assert run_demo("--input", pictures, "--output", tmp_path / "out", "--boxes", tmp_path / "boxes.json") == 0
+    assert f"7 names in {tmp_path / 'boxes.json'} are no images in {pictures}: 0.jpg, 1.jpg, 2.jpg, 3.jpg, 4.jpg, …." \
+        in capsys.readouterr().out
 
 
 def test_an_output_that_is_a_file_is_an_error(run_demo, pictures: Path, tmp_path: Path):

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def doctor_after(statement: str) -> subprocess.CompletedProcess:
     """The doctor's run in an interpreter that some statement has changed."""
-    code = (f"import runpy, sys; sys.argv = ['doctor.py']; sys.path.insert(0, {str(ROOT / 'tool')!r}); {statement}\n"
+    code = (f"import runpy, sys; sys.argv = ['doctor.py']; {statement}\n"
             f"runpy.run_path({str(ROOT / 'tool' / 'doctor.py')!r}, run_name='__main__')")
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
 

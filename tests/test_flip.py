@@ -2,18 +2,20 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from scipy.spatial.transform import Rotation
-from tiny_lgnet import random_images, tiny_lgnet
+from tiny_lgnet import SIZE, random_images, tiny_lgnet
 from tiny_snapshot import save_tiny_snapshot
 from torch import Tensor, nn
 
-from common.geometry import project_weak, rotation_about_z
+from common.geometry import grid_to_crop, project_weak, rotation_about_z
 from common.hands import Hand
 from common.mano.model import ManoLayer
 from common.predict.fast import for_inference
-from common.predict.flip import FlipTest, halfway, mirrored
+from common.predict.flip import FlipTest, halfway, mirrored, mirrored_crop
+from common.predict.predictor import TwoHandPredictor
 from common.types import HandPrediction, ManoParams, Stages, map_tensors
 from main.network import load_network
 
@@ -45,6 +47,10 @@ def of_both(hands: Stages, function) -> Stages:
     return Stages(function(hands.mesh), function(hands.final), hands.joint)
 
 
+def reflected(hands: HandPrediction) -> HandPrediction:
+    return mirrored(hands, SIZE)
+
+
 def turned(hands: HandPrediction, degrees: float) -> HandPrediction:
     """Each hand turned about its own wrist."""
     turn = torch.from_numpy(rotation_about_z(degrees)).float()
@@ -56,16 +62,34 @@ def turned(hands: HandPrediction, degrees: float) -> HandPrediction:
 
 # ---------------------------------------------------------------- the mirror image of a prediction
 
+def in_crop(hands: HandPrediction, hand: Hand) -> Tensor:
+    """Where the vertices of a hand (B, 778, 2) lie in the crop, pixels."""
+    return grid_to_crop(project_weak(hands.vertices[:, hand], hands.camera[:, hand]), SIZE)
+
+
 def test_a_mirrored_prediction_lies_on_the_mirrored_picture_with_its_hands_swapped(seen):
-    other = mirrored(seen.final)
+    other = mirrored(seen.final, SIZE)
     for hand in Hand:
-        there = project_weak(seen.final.vertices[:, hand.other], seen.final.camera[:, hand.other])
-        found = project_weak(other.vertices[:, hand], other.camera[:, hand])
-        torch.testing.assert_close(found, there * torch.tensor([-1.0, 1.0]))
+        expected = in_crop(seen.final, hand.other)
+        expected[..., 0] = SIZE - expected[..., 0]
+        torch.testing.assert_close(in_crop(other, hand), expected)
+
+
+@pytest.mark.parametrize(("side", "box"), [(SIZE, None), (SIZE + 26, (40 - 0.4 * SIZE, 14.0, 0.8 * SIZE, 30.0))])
+def test_a_mirrored_photograph_gives_the_mirrored_hands(hand_model, side, box):
+    """The crop's edges are black, as is what lies beyond them. No pixel of it lies between two pixels, or each does."""
+    model = FlipTest(tiny_lgnet(hand_model), ManoLayer(hand_model))
+    predictor = TwoHandPredictor(model, hand_model, input_size=SIZE, box_ratio=0.8, device=torch.device("cpu"))
+    image = np.zeros((side, side, 3), dtype=np.uint8)
+    image[16:48, 18:56] = np.random.default_rng(0).integers(0, 256, (32, 38, 3), dtype=np.uint8)
+    mirrored_box = box and (side - 1 - box[0] - box[2], *box[1:])
+    hands, other = predictor(image, box), predictor(image[:, ::-1].copy(), mirrored_box)
+    expected = hands.to_px(hands.vertices)[::-1] * [-1, 1] + [side - 1, 0]
+    np.testing.assert_allclose(other.to_px(other.vertices), expected, atol=1e-3)
 
 
 def test_the_parameters_of_a_mirrored_prediction_give_its_mesh(seen, hand_model):
-    other = mirrored(seen.mesh)
+    other = mirrored(seen.mesh, SIZE)
     vertices, joints = ManoLayer(hand_model).about_wrist(other.mano)
     torch.testing.assert_close(vertices, other.vertices, rtol=0, atol=1e-6)
     torch.testing.assert_close(joints, other.joints, rtol=0, atol=1e-6)
@@ -76,7 +100,7 @@ def test_a_mirrored_left_wrist_lies_where_the_mirrored_right_one_did():
     zeros = torch.zeros(1, 2, 1, 3)
     hands = HandPrediction(zeros, zeros, torch.tensor([[0.2, 0.1, -0.1]]),
                            ManoParams(torch.eye(3).expand(1, 2, 16, 3, 3), torch.zeros(1, 2, 10)), zeros[:, :, 0])
-    torch.testing.assert_close(mirrored(hands).relative, torch.tensor([[0.2, -0.1, 0.1]]))
+    torch.testing.assert_close(mirrored(hands, SIZE).relative, torch.tensor([[0.2, -0.1, 0.1]]))
 
 
 # ---------------------------------------------------------------- the mean
@@ -86,16 +110,17 @@ def test_a_mirrored_left_wrist_lies_where_the_mirrored_right_one_did():
 def test_a_mirrored_picture_gives_the_mirrored_prediction(hand_model, variants):
     """Which the network alone does not."""
     model, image = tiny_lgnet(hand_model, *variants), random_images(2)
-    found, other = (FlipTest(model, ManoLayer(hand_model))(view) for view in (image, image.flip(-1)))
+    image[..., 0] = image[..., 1]       # what a mirror image repeats
+    found, other = (FlipTest(model, ManoLayer(hand_model))(view) for view in (image, mirrored_crop(image)))
     for stage in ("mesh", "final"):
-        torch.testing.assert_close(getattr(other, stage), mirrored(getattr(found, stage)), rtol=1e-4, atol=1e-5)
-    alone, other_alone = (model(view).final for view in (image, image.flip(-1)))
-    assert (other_alone.vertices - mirrored(alone).vertices).norm(dim=-1).max() > 1e-3
+        torch.testing.assert_close(getattr(other, stage), reflected(getattr(found, stage)), rtol=1e-4, atol=1e-5)
+    alone, other_alone = (model(view).final for view in (image, mirrored_crop(image)))
+    assert (other_alone.vertices - reflected(alone).vertices).norm(dim=-1).max() > 1e-3
 
 
 @torch.no_grad()
 def test_opinions_that_agree_are_what_is_said(seen, hand_model):
-    agreed = Opinions(seen, of_both(seen, mirrored))
+    agreed = Opinions(seen, of_both(seen, reflected))
     found = FlipTest(agreed, ManoLayer(hand_model))(random_images(2))
     torch.testing.assert_close(found, seen, rtol=1e-5, atol=1e-6)
     assert (seen.final.vertices - seen.mesh.vertices).norm(dim=-1).max() > 1e-4     # there is an offset to be lost
@@ -105,7 +130,7 @@ def test_opinions_that_agree_are_what_is_said(seen, hand_model):
 @torch.no_grad()
 def test_opinions_that_differ_by_a_turn_meet_half_way_and_no_hand_shrinks(seen, hand_model, degrees):
     first, second = (of_both(seen, lambda hands, by=by: turned(hands, by)) for by in (-degrees, degrees))
-    differing = Opinions(first, of_both(second, mirrored))
+    differing = Opinions(first, of_both(second, reflected))
     found = FlipTest(differing, ManoLayer(hand_model))(random_images(2))
     torch.testing.assert_close(found, first._replace(mesh=seen.mesh, refined=seen.refined), rtol=1e-4, atol=5e-6)
 

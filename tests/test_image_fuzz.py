@@ -59,6 +59,8 @@ def whole_pictures() -> dict[str, bytes]:
             ("RGBA", "webp"), ("1", "bmp"), ("L", "bmp"), ("P", "bmp"), ("RGB", "bmp"), ("1", "tiff"), ("CMYK", "tiff"),
             ("I;16", "tiff"), ("L", "tiff"), ("RGB", "tiff"), ("RGBA", "tiff")]):
         image = picture(number).convert("L" if mode in ("I;16", "LA") else "RGB").convert(mode)
+        if mode == "I;16":                              # of a full range: 255 of 65535 would be black
+            image = Image.fromarray(np.asarray(image) * np.uint16(257))
         files[f"{mode.replace(';', '-')} {number}.{kind}"] = encoded(image, kind)
     _, deep = cv2.imencode(".png", np.random.default_rng(0).integers(0, 2**16, (60, 90, 3), dtype=np.uint16))
     files["16-bit colour.png"] = deep.tobytes()
@@ -69,7 +71,7 @@ def whole_pictures() -> dict[str, bytes]:
     frames = [picture(seed) for seed in range(4)]
     for kind in ("gif", "webp", "png", "tiff"):
         files[f"animated.{kind}"] = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
-    for width, height in ((1, 1), (1, 10_000), (10_000, 1), (2, 3), (6000, 4000)):
+    for width, height in ((1, 2), (1, 10_000), (10_000, 1), (2, 3), (6000, 4000)):
         files[f"{width}x{height}.png"] = encoded(picture(0, width, height), "PNG", compress_level=1)
     files["a png.jpg"], files["A JPEG.PNG"] = encoded(picture(1), "PNG"), encoded(picture(2), "JPEG")
     names = ["with space.jpg", " lead.jpg", "höhe.jpg", "手.jpg", "שלום.jpg", "🙂.jpg", "new\nline.jpg", "tab\t.jpg",
@@ -92,7 +94,7 @@ def no_pictures() -> dict[str, bytes]:
         "most bytes.png": png_header(2**31 - 1, 2**31 - 1), "bomb.jpg": jpeg_claiming(65_500, 65_500),
         "bomb.gif": b"GIF89a" + struct.pack("<HH", 65_535, 65_535) + bytes(20),
         "bomb.bmp": b"BM" + struct.pack("<IIIIiiHHIIiiII", 100, 0, 54, 40, 60_000, 60_000, 1, 24, 0, 0, 0, 0, 0, 0),
-        "no pixels.png": png_header(500, 500),
+        "no pixels.png": png_header(500, 500), "one colour.png": encoded(Image.new("RGB", (9, 9), "red"), "PNG"),
     }
 
 

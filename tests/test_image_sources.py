@@ -18,7 +18,7 @@ from data.frames.sources import find_images
 
 def write_picture(path: Path, width: int = 64, height: int = 48) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), np.full((height, width, 3), 120, dtype=np.uint8))
+    cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def names_of(root: Path) -> list[str]:
@@ -30,6 +30,32 @@ def boxes_of(root: Path) -> dict[str, tuple | None]:
 
 
 # ---------------------------------------------------------------- any folder
+
+def test_every_suffix_of_a_picture_is_taken(tmp_path):
+    """Those that are not read get a line that says so."""
+    suffixes = ("jpg JPEG jpe jfif png bmp webp avif heic HEIF hif tif tiff gif ppm pgm pbm pnm "
+                "jp2 jxl psd dng cr2 CR3 nef arw raf orf rw2").split()
+    for number, suffix in enumerate(suffixes):
+        (tmp_path / f"{number}.{suffix}").touch()
+    for name in ("video.mp4", "notes.txt", "boxes.json", "jpg", "x.jpg.part"):
+        (tmp_path / name).touch()
+    assert names_of(tmp_path) == [f"{number}.{suffix}" for number, suffix in enumerate(suffixes)]
+
+
+def test_what_macos_leaves_beside_pictures_is_none(tmp_path):
+    write_picture(tmp_path / "a.jpg")
+    (tmp_path / "._a.jpg").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
+    assert names_of(tmp_path) == ["a.jpg"]
+
+
+def test_what_macos_leaves_in_a_data_set_counts_neither_as_a_frame_nor_as_an_annotation(tmp_path):
+    write_rgb2hands(tmp_path / "rgb2hands")
+    write_egohands(tmp_path / "egohands")
+    (tmp_path / "egohands" / "metadata.mat").unlink()
+    expected = [boxes_of(tmp_path / name) for name in ("rgb2hands", "egohands")]
+    for file in [file for file in tmp_path.rglob("*") if file.is_file()]:
+        file.with_name(f"._{file.name}").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
+    assert [boxes_of(tmp_path / name) for name in ("rgb2hands", "egohands")] == expected
 
 def test_pictures_come_in_the_order_of_their_numbers(tmp_path):
     for name in ("frame_10.png", "frame_2.png", "Frame_1.png", "a9b10.png", "a9b9.png", "7.png", "01.png", "1.png"):

@@ -491,6 +491,17 @@ def test_human_without_its_list_or_with_another_file_says_so(copy, hand_model):
         open_set(copy, hand_model, filter="human")
 
 
+def test_annotation_files_may_have_a_byte_order_mark(copy, hand_model, reader):
+    ids = [reader.describe(index)["annotation_id"] for index in range(len(reader))]
+    (copy / "annotations" / "aid_human_annot_train.txt").write_text("\n".join(map(str, ids)))
+    for file in (file for file in (copy / "annotations").rglob("*") if file.suffix in (".json", ".txt")):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    marked = open_set(copy, hand_model, filter="human")
+    assert len(marked) == len(reader)
+    np.testing.assert_equal(marked.read(1)._replace(image_path=None)._asdict(),
+                            reader.read(1)._replace(image_path=None)._asdict())
+
+
 def test_counts_unlike_those_of_papers_are_a_warning(copy, hand_model, caplog):
     (copy / HAND_MODEL_FILE).unlink()
     reader = open_set(copy, replace(hand_model, name="mano"), filter="ih_hm")

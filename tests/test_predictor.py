@@ -99,6 +99,14 @@ def test_what_is_no_image_is_refused_in_a_sentence(predictor, image, message):
         predictor(image)
 
 
+@pytest.mark.parametrize(("box", "message"), [
+    ((0.2, 0.3, 0.5, 0.4), "shares"), ((1, 2, 0, 4), "no area"), ((1, 2, 3), "four"), ((1, 2, np.nan, 4), "finite"),
+])
+def test_what_is_no_box_is_refused_in_a_sentence(predictor, box, message):
+    with pytest.raises(UserError, match=message):
+        predictor(picture(), box)
+
+
 def test_weights_that_are_not_there_are_named():
     with pytest.raises(UserError, match="nowhere.safetensors"):
         TwoHandPredictor.from_weights("nowhere.safetensors")

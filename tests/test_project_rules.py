@@ -59,6 +59,40 @@ def test_the_rule_catches_what_it_forbids(line: str):
     assert forbidden_calls(line)
 
 
+PROGRAMS = [file for file in SOURCES if 'if __name__ == "__main__":' in file.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("file", PROGRAMS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_every_program_finds_the_repository_before_it_imports_anything_else(file: Path):
+    imports = [node for node in ast.parse(file.read_text(encoding="utf-8")).body
+               if isinstance(node, ast.Import | ast.ImportFrom) and getattr(node, "module", "") != "__future__"]
+    assert ast.unparse(imports[0]) == "import _bootstrap"
+
+
+def texts_in_the_locale_s_encoding(source: str) -> list[str]:
+    """Calls that read or write text in whatever encoding the machine has set, as `line: name`."""
+    found = []
+    for name, words, node in _calls(ast.parse(source)):
+        method, mode = name.split(".")[-1], [*map(ast.unparse, node.args), words.get("mode", "")]
+        is_text = method in ("read_text", "write_text") or words.get("text") == "True" or (
+            (name == "open" or name.endswith("path.open")) and not any("b'" in word for word in mode))
+        if is_text and "encoding" not in words:
+            found.append(f"{node.lineno}: {name}")
+    return found
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_text_is_read_and_written_alike_under_any_locale(file: Path):
+    assert texts_in_the_locale_s_encoding(file.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("line", ["path.read_text()", "path.write_text('é')", "open('x')", "path.open('w')",
+                                  "subprocess.run('ls', text=True)"])
+def test_a_text_of_unknown_encoding_is_noticed(line: str):
+    assert texts_in_the_locale_s_encoding(line)
+    assert not texts_in_the_locale_s_encoding(f"{line[:-1]}{', ' if line[-2] != '(' else ''}encoding='utf-8')")
+
+
 def test_importing_the_packages_pulls_in_nothing_graphical_or_heavy():
     code = (
         "import sys, common.types, common.geometry, common.mano.model, common.score.metrics, data;"
@@ -98,7 +132,7 @@ def module_of(file: Path) -> str:
     return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-MODULES = {module_of(file): imports(file) for file in SOURCES if not file.is_symlink()}
+MODULES = {module_of(file): imports(file) for file in SOURCES}
 
 
 def circles(graph: dict[str, set[str]]) -> list[set[str]]:
@@ -142,9 +176,8 @@ def test_a_circle_is_noticed():
 
 
 def test_every_file_of_the_program_counts_in_the_hash_of_its_sources():
-    """But programs' way to the repository, which is one file under three names."""
     tracked = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True).stdout.split()
     if not tracked:
         pytest.skip("no git checkout")
-    program = {ROOT / file for file in tracked if file.split("/")[0] in FLOORS and not (ROOT / file).is_symlink()}
+    program = {ROOT / file for file in tracked if file.split("/")[0] in FLOORS}
     assert program - set(source_files(ROOT)) == set()

@@ -15,6 +15,7 @@ from torch.distributed.run import determine_local_world_size, get_args_parser, p
 from common.errors import UserError
 from main.config import load_config
 from main.engine.processes.launch import choose_devices
+from main.engine.run.provenance import pinned_versions
 
 # The Python program that a shell script hands its words on to.
 STARTED_BY_SCRIPTS = {"tool/quickstart.sh": ROOT / "tool" / "quickstart.py", "tool/test.sh": None,
@@ -37,7 +38,6 @@ def parsed(monkeypatch):
 
     def parsed(program: Path, words: list[str]) -> argparse.Namespace:
         monkeypatch.setattr(sys, "argv", [str(program), *words])
-        monkeypatch.syspath_prepend(program.parent)
         with pytest.raises(Parsed) as carrier:
             runpy.run_path(str(program), run_name="__main__")
         return carrier.value.args[0]
@@ -55,6 +55,9 @@ def program_of(command: Command, empty: Path) -> tuple[Path | None, list[str]]:
         code = subprocess.run([starter, file, *words], cwd=empty, capture_output=True).returncode
         assert (file, code) == ("clone", 128), "128: no such repository. 129: no such option"
         return None, []
+    if (starter, file, *words[:3]) == ("python", "-m", "pip", "install", "-r"):
+        assert pinned_versions((ROOT / words[3]).read_text(encoding="utf-8"))
+        return None, words[4:]
     if starter in ("bash", "sbatch"):
         script = ROOT / command.folder / file
         subprocess.run(["bash", "-n", script], check=True)
@@ -71,7 +74,7 @@ def program_of(command: Command, empty: Path) -> tuple[Path | None, list[str]]:
 def check(command: Command, parsed, empty: Path) -> None:
     """Fail if the program that a command names does not exist or does not take its words."""
     program, words = program_of(command, empty)
-    if program is None:     # git, or the tests themselves
+    if program is None:     # git, pip, or the tests themselves
         assert words in ([], ["--slow"])
         return
     assert program.is_file(), f"there is no {program}"

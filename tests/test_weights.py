@@ -344,7 +344,6 @@ def test_the_demo_uses_the_weights_of_the_repository_unless_told_otherwise(run, 
 
 
 def test_the_demo_tells_what_was_measured_of_them(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(common.weights.__file__).parents[1] / "main"))
     introduction = importlib.import_module("main.demo").introduction
     line = introduction({"mpjpe": 12.346, "samples": 900, "protocol": "lgnet", "flip_test": True})
     assert line == (f"Weights: {SHIPPED.name} (MPJPE 12.35 mm on 900 rendered test samples, protocol 'lgnet', flip "

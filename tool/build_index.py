@@ -14,7 +14,7 @@ import logging
 import time
 from pathlib import Path
 
-from common.errors import EXIT_OK, EXIT_SOME_FAILED, UserError, run_entry_point
+from common.errors import EXIT_OK, EXIT_SOME_FAILED, UserError, printable, run_entry_point
 from data.InterHand26M.annotations import Annotations, open_annotations
 from data.InterHand26M.brightness import measure_brightness
 from data.InterHand26M.filters import PUBLISHED_COUNTS, choose, human_list
@@ -38,7 +38,7 @@ def main() -> int:
             failures |= measure_brightness(annotations, layout, split, args.workers)
         _print_filters(annotations, layout, split)
     for path, reason in list(failures.items())[:NAMED_FAILURES]:
-        print(f"{path}: {reason}")
+        print(printable(f"{path}: {reason}"))
     if len(failures) > NAMED_FAILURES:
         print(f"and {len(failures) - NAMED_FAILURES} more")
     return EXIT_SOME_FAILED if failures else EXIT_OK

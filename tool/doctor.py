@@ -187,7 +187,7 @@ def _count(file: Path) -> str:
     size = file.stat().st_size
     if size > COUNTED_BYTES:
         return f"annotations of {size / 1e6:.0f} MB"
-    return f"{len(json.loads(file.read_text(encoding='utf-8'))['annotations'])} annotated images"
+    return f"{len(json.loads(file.read_bytes())['annotations'])} annotated images"
 
 
 def check_snapshots(config_name: str) -> Report:

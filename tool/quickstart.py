@@ -72,7 +72,7 @@ def main() -> int:
 def precision() -> list[str]:
     """Train in bfloat16 where the CPU computes in it; elsewhere it would be emulated and slow."""
     cpu = Path("/proc/cpuinfo")
-    flags = set(cpu.read_text().split()) if cpu.is_file() else set()
+    flags = set(cpu.read_text(encoding="utf-8").split()) if cpu.is_file() else set()
     return ["--set", "train.precision=bfloat16"] if flags & {"avx512_bf16", "amx_bf16"} else []
 
 
@@ -89,7 +89,7 @@ def choose_photos(config: Config, folder: Path) -> None:
         shutil.copyfile(record.image_path, folder / name)
         low, high = record.box_px
         boxes[name] = [*low.tolist(), *(high - low).tolist()]
-    (folder / "boxes.json").write_text(json.dumps(boxes, indent=1))
+    (folder / "boxes.json").write_text(json.dumps(boxes, indent=1), encoding="utf-8")
 
 
 def print_summary(output: Path, shipped: Path, minutes: dict[str, float]) -> None:

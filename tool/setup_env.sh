@@ -10,7 +10,14 @@ hash_of() {
     "$1" -c 'import hashlib, sys; print(hashlib.sha256(open("requirements.txt", "rb").read()).hexdigest(), sys.version)'
 }
 
+# Under PYTHONSAFEPATH, which hides a program's own folder, programs find the repository by this file.
+name_repository() {
+    .venv/bin/python -c 'import os, pathlib, sysconfig
+pathlib.Path(sysconfig.get_path("purelib"), "lgnet.pth").write_text(os.getcwd() + "\n", encoding="utf-8")'
+}
+
 if [ -x .venv/bin/python ] && [ -f "$marker" ] && [ "$(hash_of .venv/bin/python 2>&1)" = "$(cat "$marker")" ]; then
+    name_repository
     exit 0
 fi
 
@@ -32,3 +39,4 @@ if ! .venv/bin/python -m pip install --disable-pip-version-check --requirement r
     exit 2
 fi
 hash_of .venv/bin/python > "$marker"
+name_repository

@@ -21,7 +21,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from common.errors import EXIT_OK, EXIT_SOME_FAILED, UserError, run_entry_point
+from common.errors import EXIT_OK, EXIT_SOME_FAILED, UserError, printable, run_entry_point
 from common.files import from_repository, write_atomically
 from common.mano.model import HandModel
 from data.checks import BadSample, Reason
@@ -139,7 +139,7 @@ def print_report(title: str, report: dict[str, Any], max_bad_fraction: float) ->
 def _print_row(reason: str, count: str, names: list[str]) -> None:
     print(f"  {reason:24s} {count}")
     for name in names[:SHOWN]:
-        print(f"      {name}")
+        print(f"      {printable(name)}")
     if len(names) > SHOWN:
         print(f"      and {len(names) - SHOWN} more")
 

@@ -6,7 +6,6 @@ in a frame that both hands share. (Moon, "Bringing Inputs to Shared Domains for 
 Wild", CVPR 2023; its code puts the right wrist at 0.)
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 from common.errors import UserError
 from common.exchange.conversion import Matrices, from_matrices, to_matrices
 from common.exchange.predictions import Predictions
-from common.files import write_json
+from common.files import read_json, write_json
 from common.hands import NUM_SHAPE, Hand
 from common.mano.model import HandModel, check_same_model
 from common.mano.pose import POSE_CONVENTION, POSE_UNITS, pose_from_rotations, rotations_from_pose
@@ -31,7 +30,8 @@ def read_interwild(folder: Path, model: HandModel, suffix: str = ".jpg") -> Pred
     """
     found: dict[str, dict[Hand, np.ndarray]] = {}
     for hand in Hand:
-        for file in sorted(folder.rglob(f"*_{hand.label}.json")):
+        files = (file for file in folder.rglob(f"*_{hand.label}.json") if not file.name.startswith("._"))   # of macOS
+        for file in sorted(files):
             numbers, image = _read_hand(file, hand, model)
             name = file.relative_to(folder).as_posix().removesuffix(f"_{hand.label}.json")
             hands = found.setdefault(image or f"{name}{suffix}", {})
@@ -84,10 +84,7 @@ def _file_of(folder: Path, image: str, hand: Hand) -> Path:
 
 def _read_hand(file: Path, hand: Hand, model: HandModel) -> tuple[np.ndarray, str]:
     """The numbers of one file (61,), and the image that it names or ""."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} cannot be read as JSON: {error}.") from None
+    content = read_json(file)
     if not isinstance(content, dict):
         raise UserError(f"{file} holds no parameters.", f"It must hold {', '.join(_LENGTHS)}.")
     if content.get("hand", hand.label) != hand.label:

@@ -2,6 +2,9 @@
 
 Customary in pose estimation (Newell et al., ECCV 2016). LGNet's paper does not say that it does so.
 
+The mirror image of a crop is the crop of the mirrored photograph, as training sees it. Both have the middle of the box
+at S/2 (`common.geometry.crop_affine`), so pixel x becomes S − x, not S − 1 − x.
+
 Legend: B batch · 2 the hand axis · S side of the crop in pixels.
 """
 
@@ -29,13 +32,14 @@ class FlipTest(nn.Module):
 
     def forward(self, image: Tensor) -> Stages:
         """Stages for crops (B, 3, S, S), in float32. Crops and mirror images are one batch of 2·B."""
-        stages = map_tensors(Tensor.float, self.model(torch.cat([image, image.flip(-1)])))
+        size = image.shape[-1]
+        stages = map_tensors(Tensor.float, self.model(torch.cat([image, mirrored_crop(image)])))
         seen, reflected = (map_tensors(lambda tensor, half=half: tensor.chunk(2)[half], stages) for half in (0, 1))
-        other = mirrored(reflected.mesh)
+        other = mirrored(reflected.mesh, size)
         mesh = self._mean(seen.mesh, other)
         if stages.refined is None:
             return Stages(mesh, joint=seen.joint)
-        own_offset = (_own_offset(seen.mesh, seen.refined) + _own_offset(other, mirrored(reflected.refined))) / 2
+        own_offset = (_own_offset(seen.mesh, seen.refined) + _own_offset(other, mirrored(reflected.refined, size))) / 2
         vertices = mesh.vertices + own_offset @ _from_wrist(mesh).mT
         return Stages(mesh, mesh._replace(vertices=vertices, joints=self.mano.joints(vertices)), seen.joint)
 
@@ -47,10 +51,18 @@ class FlipTest(nn.Module):
                               (seen.camera + other.camera) / 2)
 
 
-def mirrored(hands: HandPrediction) -> HandPrediction:
-    """What a prediction for a crop says of the mirrored crop, hands swapped; twice gives the prediction again."""
+def mirrored_crop(image: Tensor) -> Tensor:
+    """The mirror images of crops (B, 3, S, S). Their first column would lie outside the crop: it repeats the second."""
+    columns = image.flip(-1)[..., :-1]
+    return torch.cat([columns[..., :1], columns], dim=-1)
+
+
+def mirrored(hands: HandPrediction, size: int) -> HandPrediction:
+    """What a prediction for a crop of `size` pixels says of the mirrored crop, hands swapped; twice gives the
+    prediction again."""
     params = ManoParams(mirror_rotations(hands.mano.rotations).flip(1), hands.mano.shape.flip(1))
-    camera = hands.camera * hands.camera.new_tensor([1.0, -1.0, 1.0])
+    scale, x, y = hands.camera.unbind(-1)
+    camera = torch.stack([scale, 2 / size - x, y], dim=-1)      # S − x of a pixel, in the camera's half crops
     return HandPrediction(mirror_points(hands.vertices), mirror_points(hands.joints), mirror_relative(hands.relative),
                           params, camera.flip(1))
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from common.errors import UserError
-from common.geometry import SquareBox, apply_affine, crop_affine, grid_to_crop, square_box
+from common.geometry import Box, SquareBox, apply_affine, check_box, crop_affine, grid_to_crop, square_box
 from common.images import BadImage, crop_image, read_rgb
 from common.mano.load import load_hand_model
 from common.mano.model import HandModel, check_same_model
@@ -17,8 +17,6 @@ from common.nets.zoo import ModelConfig, build_model, upgraded
 from common.predict.fast import for_inference
 from common.types import HandPrediction, TwoHands, map_tensors
 from common.weights import SHIPPED, load_weights, read_weights
-
-Box = tuple[float, float, float, float]     # x, y, width and height in pixels
 
 
 class TwoHandPredictor:
@@ -63,7 +61,7 @@ class TwoHandPredictor:
 
         image: RGB (H, W, 3) uint8, or a file, which is read upright.
         box: tight round both hands, in pixels of the image; None: the whole image, which works if both hands fill it.
-        Raises UserError for a file that gives no image.
+        Raises UserError for a file that gives no image, and for what is no box.
         """
         return self.batch([image], [box])[0]
 
@@ -85,6 +83,10 @@ class TwoHandPredictor:
         if box is None:
             height, width = image.shape[:2]
             return SquareBox(np.array([width - 1, height - 1]) / 2, float(max(width, height)))
+        try:
+            check_box(box)
+        except ValueError as error:
+            raise UserError(f"The box {tuple(box)} {error}.", "A box is x, y, width and height in pixels.") from None
         x, y, width, height = box
         return square_box(np.array([[x, y], [x + width, y + height]]), self.box_ratio)
 

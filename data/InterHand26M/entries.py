@@ -2,9 +2,11 @@
 
 A file is first split into its entries without looking into them; then they are decoded one at a time. So a file of a
 million images never becomes a tree of Python objects, and what is wrong is named by file, key and annotation.
-JSON's rules hold: NaN and Infinity are refused, and of equal keys in one object the last one counts.
+JSON's rules hold: NaN and Infinity are refused, and of equal keys in one object the last one counts. A byte order mark
+before the content is skipped.
 """
 
+import codecs
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -95,7 +97,7 @@ def flags(values: list[Any]) -> bytes:
 
 def read_file(path: Path, content: bytes, kind: type[_Entry]) -> _Entry:
     """The content of a file, split into raw entries as `kind` says."""
-    return decode(content, msgspec.json.Decoder(kind), path)
+    return decode(content.removeprefix(codecs.BOM_UTF8), msgspec.json.Decoder(kind), path)
 
 
 def decode(content: bytes | Raw, decoder: msgspec.json.Decoder[_Entry], path: Path, place: str = "") -> _Entry:

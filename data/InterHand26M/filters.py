@@ -100,7 +100,7 @@ def _human_ids(layout: Layout, split: str) -> np.ndarray:
         raise UserError(f"The filter 'human' needs a list of annotation ids. Tried: {tried}.",
                         "It comes with the code of InterWild and of EANet, for the splits train and test.")
     try:
-        return np.array(path.read_text(encoding="ascii").split(), dtype=np.int64)
+        return np.array(path.read_text(encoding="utf-8-sig").split(), dtype=np.int64)
     except (ValueError, OverflowError) as error:
         raise UserError(f"{path} is not a list of annotation ids: {error}.", "It must hold one number on each line.") \
             from None

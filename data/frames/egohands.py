@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError
-from data.frames.boxes import Box
+from common.geometry import Box
 from data.frames.listing import ImageFile, box_round, images_in, natural_order
 
 _OWN_HANDS = ("myleft", "myright")      # of the person who wears the camera

@@ -1,5 +1,8 @@
 """Images with the boxes that say where in them the hands are."""
 
+import math
+import os
+import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -7,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from common.errors import UserError
-from common.images import BadImage, read_rgb
+from common.geometry import Box
+from common.images import BadImage, read_rgb, shows_nothing
 from data.checks import BadSample, Reason
-from data.frames.boxes import Box
 from data.frames.sources import find_images
 
 _MAX_NAME = 180     # bytes; with what is added to it a file name stays below 255
@@ -26,14 +29,16 @@ class ImageFolder:
     """The images of a folder, of a data set or of one file, in natural order: see `find_images`.
 
     boxes: by name of the image; they replace those of the data set. An image without a box is used whole.
+    unknown: the names among `boxes` that are no image of the source.
     """
 
     def __init__(self, path: Path, boxes: dict[str, Box]):
         found = find_images(path)
-        if boxes and not boxes.keys() & {image.name for image in found}:
+        named, self.unknown = _by_image(boxes, [image.name for image in found])
+        if boxes and not named:
             raise UserError(f"None of the {len(boxes)} names in the boxes file is an image in {path}.",
                             f"The file names '{next(iter(boxes))}', the folder holds '{found[0].name}'.")
-        self.images = [image._replace(box=boxes.get(image.name, image.box)) for image in found]
+        self.images = [image._replace(box=named.get(image.name, image.box)) for image in found]
         self.names = unique_names([image.name for image in found])
         self.without_box = [image for image in self.images if image.box is None]
 
@@ -47,13 +52,38 @@ class ImageFolder:
             image = read_rgb(file.path, upright=True)
         except BadImage as error:
             raise BadSample(Reason(error.fault), error.detail) from None
-        height, width = image.shape[:2]
-        if file.box is not None:
-            x, y, box_width, box_height = file.box
-            if x + box_width <= 0 or y + box_height <= 0 or x >= width or y >= height:
-                raise BadSample(Reason.OUT_OF_FRAME, f"its box {list(file.box)} lies outside the image of "
-                                                     f"{width}×{height} pixels")
+        if shows_nothing(_in_box(image, file.box)):
+            raise BadSample(Reason.IMAGE_BLACK, f"it shows nothing{' in its box' if file.box else ''}: it is black or "
+                                                "of one colour")
         return Photo(image, file.box)
+
+
+def _by_image(boxes: dict[str, Box], images: list[str]) -> tuple[dict[str, Box], list[str]]:
+    """The boxes by the names that the images have, and the names of boxes that no image has.
+
+    A name stands for the image of that very name, or else for the one whose name looks the same.
+    """
+    exact = {name: box for name, box in boxes.items() if name in set(images)}
+    alike = {_composed(image): image for image in images if image not in exact}
+    rest = {name: alike.get(_composed(name)) for name in boxes if name not in exact}
+    named = exact | {image: boxes[name] for name, image in rest.items() if image is not None}
+    return named, [name for name, image in rest.items() if image is None]
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _in_box(image: np.ndarray, box: Box | None) -> np.ndarray:
+    """The pixels of an image (H, W, 3) that its box touches; BadSample if it touches none."""
+    if box is None:
+        return image
+    height, width = image.shape[:2]
+    x, y, box_width, box_height = box
+    if x + box_width <= 0 or y + box_height <= 0 or x >= width or y >= height:
+        raise BadSample(Reason.OUT_OF_FRAME, f"its box {list(box)} lies outside the image of {width}×{height} pixels")
+    left, top = max(0, int(x)), max(0, int(y))
+    return image[top:math.ceil(y + box_height), left:math.ceil(x + box_width)]
 
 
 def unique_names(images: list[str]) -> list[str]:
@@ -77,4 +107,5 @@ def unique_names(images: list[str]) -> list[str]:
 
 
 def _cut(stem: str) -> str:
-    return stem.encode(errors="surrogateescape")[:_MAX_NAME].decode(errors="ignore") or "image"
+    text = stem.encode(errors="surrogateescape")[:_MAX_NAME].decode(errors="ignore")
+    return os.fsdecode(text.encode()) or "image"        # an ASCII locale writes names as it reads them, byte by byte

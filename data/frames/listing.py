@@ -6,9 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.frames.boxes import Box
+from common.errors import printable
+from common.geometry import Box
+from common.images import RAW_SUFFIXES
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".avif", ".heic", ".heif", ".hif", ".tif",
+            ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm")
+_OTHERS = (".jp2", ".jxl", ".psd", *RAW_SUFFIXES)       # images too: each gets a line that says why it is not used
 
 
 class ImageFile(NamedTuple):
@@ -21,12 +25,16 @@ class ImageFile(NamedTuple):
     @property
     def label(self) -> str:
         """The name as text for one line of a report or file, whatever bytes it is made of."""
-        return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in self.name)
+        return printable(self.name)
 
 
 def images_in(folder: Path, prefix: str = "") -> list[ImageFile]:
-    """Everything in a folder that is named like an image; each name is `prefix` and the file's, none has a box."""
-    paths = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES]
+    """Everything in a folder that is named like an image; each name is `prefix` and the file's, none has a box.
+
+    macOS leaves a file ._NAME beside each NAME on foreign disks and in archives: these are no images.
+    """
+    paths = [path for path in folder.iterdir()
+             if path.suffix.lower() in (*SUFFIXES, *_OTHERS) and not path.name.startswith("._")]
     return [ImageFile(prefix + path.name, path, None) for path in sorted(paths, key=natural_order)]
 
 

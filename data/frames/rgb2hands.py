@@ -35,7 +35,7 @@ def _annotations(sequence: Path) -> Path:
 def _sequence(folder: Path, prefix: str) -> list[ImageFile]:
     frames = {image.path.stem: image for image in images_in(folder / "color", prefix)}
     joints = {}
-    for file in sorted(_annotations(folder).glob("*.txt")):
+    for file in sorted(_annotations(folder).glob("[!.]*.txt")):
         frame = _frame_of(file.stem, frames)
         if frame is not None:
             joints[frame] = _read_joints(file)
@@ -56,7 +56,7 @@ def _frame_of(annotation: str, frames: dict[str, ImageFile]) -> str | None:
 def _read_joints(file: Path) -> np.ndarray:
     """The joints (N, 2) that are annotated, pixels."""
     joints = []
-    for number, line in enumerate(file.read_text(errors="replace").splitlines(), start=1):
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1):
         if not line.strip():
             continue
         try:

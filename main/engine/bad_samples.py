@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 
-from common.errors import UserError
+from common.errors import UserError, printable
 from data.checks import Reason
 from data.schema import Reader
 from main.engine.processes.launch import Process
@@ -35,7 +35,7 @@ class BadSamples:
         met = {index: code for part in self.process.gather(faults) for index, code in part.items()}
         new = {index: code for index, code in sorted(met.items()) if index not in self.faults}
         for index, code in new.items():
-            log.warning("%s is left out: %s.", self._path(index), Reason.from_code(code))
+            log.warning("%s is left out: %s.", printable(str(self._path(index))), Reason.from_code(code))
         self.faults |= new
 
     def reasons(self) -> dict[str, int]:

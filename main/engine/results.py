@@ -10,8 +10,9 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-from common.files import write_atomically, write_json
-from common.geometry import SquareBox, crop_affine
+from common.errors import UserError
+from common.files import read_json, write_atomically, write_json
+from common.geometry import Box, SquareBox, crop_affine
 from common.hands import Hand
 from common.images import crop_image
 from common.mano.model import HandModel
@@ -31,6 +32,22 @@ def result_files(output: Path, name: str) -> dict[str, Path]:
     meshes = {f"mesh_{hand.label}": output / "meshes" / f"{name}_{hand.label}.obj" for hand in Hand}
     params = {f"params_{hand.label}": output / "params" / f"{name}_{hand.label}.json" for hand in Hand}
     return images | meshes | params
+
+
+def are_written(files: dict[str, Path], source: dict[str, Any], box: Box | None) -> bool:
+    """Whether all files of one photograph are there; UserError if other ones are: of another image, network or box.
+
+    files: from `result_files`.  source: as in `write_results`.  box: of the photograph.
+    """
+    if not all(file.is_file() for file in files.values()):
+        return False
+    file = files[f"params_{Hand.RIGHT.label}"]
+    found, expected = read_json(file), source | ({} if box is None else {"box": list(box)})
+    for key, value in expected.items():
+        if not isinstance(found, dict) or found.get(key) != value:
+            raise UserError(f"--resume: {file} was made with another '{key}'.",
+                            "Use --overwrite to replace such results, or another --output.")
+    return True
 
 
 def write_results(files: dict[str, Path], photo: Photo, hands: TwoHands, model: HandModel,

@@ -94,7 +94,7 @@ def main() -> int:
                   file=sys.stderr)
             return code
         write_table(args.out, rows, diverged)
-    print(f"\n{(args.out / 'table.md').read_text()}")
+    print("\n" + (args.out / "table.md").read_text(encoding="utf-8"))
     return EXIT_SOME_FAILED if diverged else EXIT_OK
 
 
@@ -139,7 +139,7 @@ def row_overrides(row: str, full: Config) -> list[str]:
         losses = sorted(path.stem for path in file.parent.glob("*.yaml") if path.stem not in VARIANTS)
         raise UserError(f"There is no row '{row}'.",
                         f"The rows are: {', '.join(['full', LGFA_PAPER, *VARIANTS, *losses])}.")
-    changes = yaml.load(file.read_text(), Loader=yaml.BaseLoader)
+    changes = yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
     del changes["base"]
     return [f"{section}.{key}={value}" for section, values in changes.items()
             for key, value in values.items()]
@@ -231,7 +231,7 @@ def _joint_sums(file: Path, protocol: str) -> np.ndarray:
 
 def step_seconds(run: Run) -> float:
     """Of a training step: the median over the windows of the log, which start-up and saving hardly touch."""
-    log = (run.folder / "log" / "train.log").read_text()
+    log = (run.folder / "log" / "train.log").read_text(encoding="utf-8")
     return statistics.median(map(float, re.findall(r"time/step_s ([\d.e+-]+)", log)))
 
 

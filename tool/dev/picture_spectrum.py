@@ -38,7 +38,7 @@ def main() -> None:
         print(f"{root}: {len(rendered)} crops, median inside the spread of {len(real)} real ones in {inside:.0%} of "
               f"the bands, at most {beyond:.2f} decades beyond it")
     if args.json:
-        args.json.write_text(json.dumps(report))
+        args.json.write_text(json.dumps(report), encoding="utf-8")
     _plot(report, args.out)
 
 
@@ -91,7 +91,7 @@ def _crops(folder: Path, limit: int):
     for annotations in sorted(folder.rglob("*_data.json")):
         if annotations.parent.name == "index":          # the reader's index of the annotations beside it
             continue
-        content = json.loads(annotations.read_text())
+        content = json.loads(annotations.read_text(encoding="utf-8"))
         images = {image["id"]: image["file_name"] for image in content["images"]}
         for annotation in content["annotations"][:limit]:
             name = images[annotation["image_id"]]

@@ -78,7 +78,7 @@ def main() -> None:
     table = summary(frames)
     table["posing, ms of one core per frame"] = round(1000 * seconds / len(frames), 1)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.with_suffix(".json").write_text(json.dumps(table, indent=1))
+    args.out.with_suffix(".json").write_text(json.dumps(table, indent=1), encoding="utf-8")
     draw(frames, args.out)
     for name, value in table.items():
         print(f"{name:58s} {value}")

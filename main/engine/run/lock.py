@@ -61,7 +61,7 @@ def _held(file: Path, hint: str) -> Iterator[None]:
 def _read(holder: Path) -> str:
     """What the holder says of itself; it may not have come to that yet."""
     with contextlib.suppress(OSError):
-        text = holder.read_text(errors="replace").strip()[:_MAX_TEXT]
+        text = holder.read_text(encoding="utf-8", errors="replace").strip()[:_MAX_TEXT]
         if text:
             return text
     return "another process"

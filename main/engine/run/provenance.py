@@ -59,7 +59,7 @@ def _git(*words: str) -> str | None:
     command = ["git", "-C", str(ROOT), *words]
     environment = os.environ | {"GIT_CEILING_DIRECTORIES": str(ROOT.parent), "GIT_OPTIONAL_LOCKS": "0"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, env=environment)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=10, env=environment)
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
@@ -115,7 +115,8 @@ def _without_home(text: str) -> str:
     home = os.path.expanduser("~")
     for folder in {home, os.path.realpath(home)} - {"/", "~"}:
         text = re.sub(f"{_BEFORE}{re.escape(folder)}{_AFTER}", "~", text)
-    return text
+    # A path may hold bytes that are no text, and any letter is such a byte under an ASCII locale.
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 # ---------------------------------------------------------------- comparing

@@ -183,7 +183,7 @@ def _rendering(root: Path) -> dict[str, Any] | None:
 
 def _cpu_name() -> str:
     file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.is_file() else []
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
 
 

@@ -32,7 +32,7 @@ def write_annotation_set(root: Path, images: int, model: HandModel) -> None:
     _write(root, "camera", _object((str(capture), json.dumps(_cameras(rng))) for capture in range(CAPTURES)))
     _write(root, "joint_3d", _by_step(steps, lambda step: _joint_entry(joints + places[step, :, None])))
     _write(root, "MANO_NeuralAnnot", _by_step(steps, lambda step: _fit_entry(places[step], rng)))
-    (root / HAND_MODEL_FILE).write_text(json.dumps(model.identity))
+    (root / HAND_MODEL_FILE).write_text(json.dumps(model.identity), encoding="utf-8")
     first = root / "images" / "train" / _file_name(0, steps)
     first.parent.mkdir(parents=True)
     cv2.imwrite(str(first), np.full((_HEIGHT, _WIDTH, 3), 128, dtype=np.uint8))

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
         results, same_size = _measure(roots, args.size, min(args.plain_size, args.size))
     _report(results, same_size, args.size, min(args.plain_size, args.size))
     if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
+        args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 def _measure(roots: dict[int, Path], size: int, plain_size: int) -> tuple[dict[str, Any], dict[str, float]]:
@@ -173,7 +173,7 @@ def _plain(root: Path) -> dict[str, float]:
 
     start = time.perf_counter()
     folder = root / "annotations" / "train"
-    cameras, joints, fits = (json.loads((folder / f"InterHand2.6M_train_{kind}.json").read_text())
+    cameras, joints, fits = (json.loads((folder / f"InterHand2.6M_train_{kind}.json").read_text(encoding="utf-8"))
                              for kind in ("camera", "joint_3d", "MANO_NeuralAnnot"))
     coco = COCO(str(folder / "InterHand2.6M_train_data.json"))
     samples = []
@@ -201,5 +201,5 @@ def _peak_gb() -> float:
 
 def _private_mb() -> float:
     """Memory of this process' own, 10^6 bytes; mapped pages of the index are the page cache's, for all processes."""
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    lines = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty:")) * 1024 / 1e6

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
     results = {"imread_per_s": medians.pop("imread"), "samples_per_s": medians, "sample_ms": sample_ms}
     _report(results, rates)
     if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
+        args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 def _report(results: dict[str, Any], rates: dict[str, list[float]]) -> None:

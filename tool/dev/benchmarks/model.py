@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
                                         args.seconds))
                 print(_line(rows[-1]), flush=True)
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+        args.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 class _Subject(NamedTuple):

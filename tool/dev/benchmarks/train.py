@@ -73,7 +73,7 @@ def _measure(args: argparse.Namespace, process: Process) -> int:
     row = _row(args, config, process.device) | _figures(config, alone, in_turns) | {"peak_gb": peak_gb}
     _report(row)
     if args.json:
-        args.json.write_text(json.dumps(row, indent=1) + "\n")
+        args.json.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
     return EXIT_OK
 
 
