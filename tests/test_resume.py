@@ -194,6 +194,28 @@ def test_the_comparison_notices_whatever_is_not_restored(dataset, tmp_path, refe
         assert_same_end(tmp_path, reference)
 
 
+# ---------------------------------------------------------------- what TensorBoard shows
+
+def rows_shown(output: Path) -> list[int]:
+    """The steps of the loss's curve, as TensorBoard reads them."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(output / "log"))
+    events.Reload()
+    return [row.step for row in events.Scalars("loss/total")]
+
+
+def test_going_on_keeps_the_rows_before_and_replaces_those_of_steps_taken_again(dataset, tmp_path):
+    toy_trainer(dataset, tmp_path, epochs=1, lr_drops=()).fit()
+    for epochs in (2, 3):
+        resumed(dataset, tmp_path, epochs=epochs, lr_drops=()).fit()
+    assert rows_shown(tmp_path) == [3, 6, 9]
+
+    for file in (tmp_path / "model_dump").glob("snapshot_2.*"):     # as if it had died before it saved
+        file.unlink()
+    resumed(dataset, tmp_path, epochs=3, lr_drops=()).fit()
+    assert rows_shown(tmp_path) == [3, 6, 9]
+
+
 # ---------------------------------------------------------------- where it goes on
 
 @pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0)])

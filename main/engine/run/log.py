@@ -80,6 +80,7 @@ class StepLog:
     scalars, each the mean since the last time.
 
     Only the main process writes; under several processes the scalars are those of its own share of each batch.
+    first_step: steps taken before.
     """
 
     def __init__(self, folder: Path, every: int, *, is_main: bool, first_step: int):
@@ -160,6 +161,6 @@ def _tensorboard_writer(folder: Path, first_step: int) -> "SummaryWriter | None"
         log.warning("TensorBoard is not installed: the curves are in the text log only.")
         return None
     try:
-        return SummaryWriter(str(folder), purge_step=first_step)
+        return SummaryWriter(str(folder), purge_step=first_step + 1)    # rows of steps that are taken again go
     except OSError as error:
         raise cannot_write(folder, error) from None
