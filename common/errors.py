@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from common.console import drop_what_is_left, is_lost
 from common.memory import keep_freed_memory
 
 EXIT_OK = 0
@@ -16,6 +17,7 @@ EXIT_DIVERGED = 3       # a loss or gradient stopped being finite
 EXIT_SOME_FAILED = 4    # finished, but some inputs failed
 EXIT_ENVIRONMENT = 5    # the machine failed: disk, worker or peer; train.py goes on with --continue
 EXIT_INTERRUPTED = 130  # Ctrl-C
+EXIT_UNREAD = 141       # nobody reads what is printed, as after `| head`: a tool that only prints leaves
 
 
 class UserError(Exception):
@@ -42,11 +44,30 @@ class UserError(Exception):
 _WRONG_PATH = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 
 
+# What it says where the machine has no more to give.
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM)
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """Whether the machine, and not a file, is why something failed: it is out of space, memory or open files. Torch and
+    processes that hand on an error leave but the text of what the system said."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno in _EXHAUSTED
+    return isinstance(error, MemoryError) or isinstance(error, (OSError, RuntimeError)) and any(
+        text in str(error) for text in (*map(os.strerror, _EXHAUSTED), "out of memory", "allocate memory"))
+
+
 def as_user_error(error: BaseException) -> UserError | None:
     """The error as one that the user can fix; None for one of the program. Whoever looks for a file need not expect
-    that its path is too long or its folder closed: that is told here, with the path."""
+    that its path is too long, its folder closed or the disk full: that is told here."""
     if isinstance(error, UserError):
         return error
+    if is_exhausted(error):
+        what = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+        return UserError(f"The machine has no more to give: {what.strip().rstrip('.')[:300]}.",
+                         "Free memory, disk or /dev/shm, raise its limits (ulimit -a), or ask for less: smaller "
+                         "batches (train.batch_size, test.batch_size) or no loader processes (data.workers=0).",
+                         EXIT_ENVIRONMENT)
     if isinstance(error, OSError) and error.errno in _WRONG_PATH and isinstance(error.filename, (str, os.PathLike)):
         return UserError(f"{os.fspath(error.filename)} cannot be used: {error.strerror}.",
                          "Give another path, or make this one accessible.")
@@ -80,13 +101,19 @@ def run_entry_point(main: Callable[[], int | None]) -> None:
         if signal.getsignal(signal.SIGINT) is _leave:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         code = main() or EXIT_OK
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = EXIT_INTERRUPTED
     except Exception as error:
         told = as_user_error(error)
-        if told is None:
+        if isinstance(error, OSError) and is_lost():        # as by `| head`
+            code = EXIT_UNREAD
+        elif told is None:
             raise
-        print(f"error: {told}", file=sys.stderr)
-        code = told.exit_code
+        else:
+            with suppress(OSError):
+                print(f"error: {told}", file=sys.stderr)
+            code = told.exit_code
+    drop_what_is_left()
     sys.exit(code)

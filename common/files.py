@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from common.errors import EXIT_ENVIRONMENT, UserError
+from common.errors import EXIT_ENVIRONMENT, EXIT_USER_ERROR, UserError, is_exhausted
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,6 +52,12 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any], size: int = 0
         if cause is None:
             raise
         raise cannot_write(path, cause, size) from error
+
+
+def cannot_read(what: object, error: OSError, hint: str = "") -> UserError:
+    """What to raise if a file cannot be read: exit code 5 where the machine is at its limits, else 2."""
+    return UserError(f"{what} cannot be read: {error.strerror or error}.", hint,
+                     EXIT_ENVIRONMENT if is_exhausted(error) else EXIT_USER_ERROR)
 
 
 def cannot_write(path: Path, error: OSError, size: int = 0) -> UserError:
@@ -116,7 +122,7 @@ def checked_sha256(path: Path, hint: str) -> str:
     try:
         expected, found = stored_sha256(path), sha256_of(path)
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.", hint) from None
+        raise cannot_read(path, error, hint) from None
     if found != expected:
         raise UserError(f"{path} is damaged (sha256 {found[:12]} instead of {expected[:12]}).", hint)
     return found
@@ -161,7 +167,7 @@ def read_json(path: Path, hint: str = "") -> Any:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a complete JSON file: {error}.", hint or "Copy or download it again.") from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+        raise cannot_read(path, error) from None
 
 
 class _DoubledKey(Exception):

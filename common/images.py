@@ -13,6 +13,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 from PIL.TiffImagePlugin import TiffImageFile
 
+from common.errors import is_exhausted
+
 MAX_PIXELS = 100_000_000
 MAX_SIDE = 32_766               # OpenCV cannot warp longer ones
 MAX_BLACK = 10.0                # mean and standard deviation, of 255, up to which an image shows nothing
@@ -78,6 +80,8 @@ def read_rgb(path: Path, *, upright: bool, size: tuple[int, int] | None = None) 
         is_empty = path.stat().st_size == 0
         raise BadImage(ImageFault.DAMAGED, "it is empty" if is_empty else "it is not an image") from None
     except OSError as error:
+        if is_exhausted(error):
+            raise
         fault = ImageFault.MISSING if error.errno else ImageFault.DAMAGED     # Pillow's own have no number
         raise BadImage(fault, error.strerror or " ".join(str(error).split())) from None
     except Exception as error:                  # Pillow's decoders raise many types for damaged files

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from common.errors import UserError
+from common.errors import UserError, is_exhausted
 from common.files import ROOT, checked_sha256, write_signed
 from common.hands import NUM_JOINTS, Hand
 
@@ -127,6 +127,8 @@ def read_weights(path: Path) -> Trained:
         if mean_joints.shape != (len(Hand), NUM_JOINTS, 3):
             raise ValueError(f"'{_MEAN_JOINTS}' has the shape {tuple(mean_joints.shape)}")
     except (safetensors.SafetensorError, msgspec.MsgspecError, RecursionError, OSError, ValueError) as error:
+        if is_exhausted(error):
+            raise
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} is not a file of LGNet's weights that this program reads: {reason}.", _HINT) from None
     return Trained(tensors, metadata.config, metadata.hand_model, mean_joints, metadata.training, metadata.metrics,

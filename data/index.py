@@ -11,6 +11,7 @@ are not disturbed by a rebuild. Each opening compares sizes and times of the sou
 content is hashed. A change that keeps both size and time is not seen: rebuild by hand then.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -24,8 +25,8 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from common.errors import UserError
-from common.files import sha256_of
+from common.errors import UserError, is_exhausted
+from common.files import cannot_read, sha256_of
 
 CACHE_VARIABLE = "LGNET_CACHE"
 
@@ -44,6 +45,8 @@ class Index(Mapping[str, np.ndarray]):
             names = json.loads((folder / "columns.json").read_text(encoding="utf-8"))
             self._columns = {name: _mapped(folder / f"{name}.npy") for name in names}
         except (OSError, ValueError) as error:
+            if is_exhausted(error):
+                raise
             raise UserError(f"The index {folder} cannot be opened: {error}.",
                             "Start again: it is rebuilt when it is missing or damaged.") from None
 
@@ -109,6 +112,8 @@ def open_index(name: str, version: int, sources: list[Path], build: Callable[[Re
                 index = None if rebuild else _find(home, name, version, sources)
                 return index or _build(home, name, version, sources, build)
         except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):     # another place would not help
+                raise
             problems.append(f"{home} ({error.strerror or error})")
     raise UserError(f"There is no place for the index of {sources[0]}. Tried: {', '.join(problems)}.",
                     f"Set {CACHE_VARIABLE}=FOLDER in the environment to a folder that can be written and has room.")
@@ -171,7 +176,7 @@ def _build(home: Path, name: str, version: int, sources: list[Path], build: Call
             with source.open("rb") as file:
                 stat, content = os.fstat(file.fileno()), file.read()
         except OSError as error:
-            raise UserError(f"{source} cannot be read: {error.strerror}.") from None
+            raise cannot_read(source, error) from None
         stats[source.name] = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns,
                               "sha256": hashlib.sha256(content).hexdigest()}
         return content

@@ -18,8 +18,10 @@ if sys.path[0] != str(ROOT):
 
 
 def _start() -> None:
-    from common.errors import leave_on_interrupt  # needs the standard library only
+    from common.console import open_closed_streams  # these two need the standard library only
+    from common.errors import leave_on_interrupt
 
+    open_closed_streams()
     leave_on_interrupt()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):           # a terminal or locale may have no "×", a file name any bytes

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from common.errors import UserError
+from common.errors import EXIT_USER_ERROR, UserError
 from common.files import from_repository
 from common.losses import TwoHandLoss
 from common.mano.load import load_hand_model
@@ -88,6 +88,8 @@ def build_validation(config: Config, hand_model: HandModel, process: Process) ->
     try:
         dataset = build_dataset(config, hand_model, config.data.trainset, config.data.val_split)
     except UserError as error:
+        if error.exit_code != EXIT_USER_ERROR:
+            raise
         raise UserError(f"There is nothing to validate on. {error.message}",
                         "Choose another split with --set data.val_split=NAME, or switch validation off with --set "
                         "train.validate_every=0.", error.exit_code) from None

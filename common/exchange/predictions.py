@@ -21,7 +21,7 @@ import numpy as np
 from torch import Tensor
 
 from common.errors import UserError
-from common.files import write_atomically
+from common.files import cannot_read, write_atomically
 from common.hands import NUM_JOINTS, NUM_MODEL_JOINTS, NUM_SHAPE, NUM_VERTICES
 from common.mano.model import HandModel, check_same_model
 from common.types import HandPrediction
@@ -290,7 +290,7 @@ def _damages(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}.", _HINT) from None
+        raise cannot_read(path, error, _HINT) from None
     except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, OverflowError, NotImplementedError,
             RuntimeError, MemoryError) as error:
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError
-from common.files import ROOT, from_repository
+from common.files import ROOT, cannot_read, from_repository
 from common.hands import MODEL16, NUM_FACES, NUM_MODEL_JOINTS, NUM_SHAPE, NUM_VERTICES, Hand
 from common.mano.model import HandModel, stack_hands
 from common.mano.unpickle import RefusedName, UnusableFile, read_arrays
@@ -147,8 +147,7 @@ def _read_bytes(path: Path) -> bytes:
             raise _not_mano(path, f"has {size / 1e6:.0f} MB, more than any hand (SMPL, SMPL-H and SMPL-X bodies do)")
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.",
-                        f"MANO's files come from {DOWNLOAD_URL}.") from None
+        raise cannot_read(path, error, f"MANO's files come from {DOWNLOAD_URL}.") from None
 
 
 def _digest(path: Path, content: bytes) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from common.errors import is_exhausted
 from common.hands import NUM_VERTICES
 from data.checks import BadSample, Reason
 
@@ -21,6 +22,8 @@ def read_mesh(path: Path) -> np.ndarray:
         mesh: Any = trimesh.load(path, file_type="ply", process=False)      # a Trimesh; without faces a PointCloud
         vertices = np.asarray(mesh.vertices, dtype=np.float64)
     except OSError as error:
+        if is_exhausted(error):
+            raise
         raise BadSample(Reason.LABELS_UNREADABLE, f"{path} cannot be read: {error.strerror or error}") from None
     except Exception as error:      # a damaged PLY file makes trimesh raise almost anything
         raise BadSample(Reason.LABELS_UNREADABLE, f"{path} is no mesh ({type(error).__name__}: {error})") from None

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.errors import UserError
+from common.files import cannot_read
 from data.InterHand26M.annotations import Annotations
 from data.InterHand26M.entries import HAND_TYPES
 from data.InterHand26M.indexing import FAULTS
@@ -105,4 +106,4 @@ def _human_ids(layout: Layout, split: str) -> np.ndarray:
         raise UserError(f"{path} is not a list of annotation ids: {error}.", "It must hold one number on each line.") \
             from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+        raise cannot_read(path, error) from None

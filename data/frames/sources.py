@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from common.errors import UserError
+from common.files import cannot_read
 from data.frames import egohands, rgb2hands
 from data.frames.listing import SUFFIXES, ImageFile, images_in
 
@@ -22,7 +23,7 @@ def find_images(path: Path) -> list[ImageFile]:
     try:
         found = next((images for kind in _KINDS if (images := kind(path))), None)
     except OSError as error:
-        raise UserError(f"--input: {error.filename or path} cannot be read: {error.strerror}.") from None
+        raise cannot_read(f"--input: {error.filename or path}", error) from None
     if found is None:
         raise UserError(
             f"--input: the folder {path} holds no images.",

@@ -1,5 +1,6 @@
 """Batches: from files through loader processes, or rendered on the device; both give the same type."""
 
+import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 # How torch's messages begin when a loader process has died; the thread that pins memory dies of it too.
 _DEAD_LOADER = ("DataLoader worker (pid", "Pin memory thread exited")
+_FILES, _FILES_PER_WORKER = 128, 64     # open ones: of a program, and of the batches that a loader process has ready
 _SIGNAL_S = 1.0     # seconds in which a dead process has been signalled
 
 
@@ -130,11 +132,26 @@ class _RenderedBatches:
 def build_loader(dataset: TwoHandDataset, sampler: EpochSampler, *, batch_size: int, workers: int,
                  device: torch.device, drop_last: bool) -> DataLoader[Sample]:
     """Stacked samples of `dataset` in the sampler's order. The loader processes live as long as the loader."""
+    if workers:
+        allow_open_files(_FILES + workers * _FILES_PER_WORKER)
     return DataLoader(
         dataset, batch_size, sampler=sampler, drop_last=drop_last, num_workers=workers, worker_init_fn=start_worker,
         persistent_workers=workers > 0, pin_memory=device.type == "cuda",
         generator=torch.Generator(),    # its own: reading data must not move the training's random state
     )
+
+
+def allow_open_files(count: int) -> None:
+    """Raise this process's limit of open files to `count`; UserError if that is not allowed. Torch hands each tensor of
+    a batch over as an open file, and waits for ever where one cannot be opened."""
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed < count:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (count, most))
+        except ValueError:
+            raise UserError(f"This process may open {most} files, and loading data in other processes takes {count}.",
+                            "Raise the limit (ulimit -n), or load data in this process with --set data.workers=0.",
+                            EXIT_ENVIRONMENT) from None
 
 
 def start_worker(_worker: int) -> None:

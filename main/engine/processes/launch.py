@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
+from common.console import outlive_console
 from common.errors import EXIT_ENVIRONMENT, UserError
 from common.signals import signal_at_death_of_parent
 from main.arguments import GPU_FORMS
@@ -100,8 +101,9 @@ def launch(worker: Callable[[Process], int], gpu: str | None) -> int:
 
     gpu: the text of `--gpu`, None if left out. One device runs in this process. For several, this command is started
     again once for each device by torchrun's launcher. A process that torchrun or a batch system started as one of
-    several joins the others.
+    several joins the others. From here on a lost console stops nothing.
     """
+    outlive_console()
     if "LOCAL_RANK" in os.environ or os.environ.get("WORLD_SIZE", "1") != "1":
         return _run_in_group(worker, gpu)
     devices = choose_devices(gpu, torch.cuda.device_count())

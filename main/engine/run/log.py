@@ -26,13 +26,11 @@ _PACKAGES = ("common", "data", "main")      # whose messages are shown
 
 
 class _ConsoleHandler(logging.Handler):
-    """Prints above a progress bar instead of through it, and at once: into a file Python would hold lines back. An
-    output that takes no more stops nothing."""
+    """Prints above a progress bar instead of through it, and at once: into a file Python would hold lines back."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError):
-            tqdm.write(self.format(record))
-            sys.stdout.flush()
+        tqdm.write(self.format(record))
+        sys.stdout.flush()
 
 
 class _FileHandler(logging.handlers.WatchedFileHandler):

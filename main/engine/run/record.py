@@ -18,7 +18,7 @@ import msgspec
 import torch
 
 from common.errors import EXIT_INTERRUPTED, UserError
-from common.files import from_repository, read_json, sha256_of, write_atomically
+from common.files import cannot_read, from_repository, read_json, sha256_of, write_atomically
 from data.schema import Reader
 from data.synthetic import SETTINGS_FILE
 from main.config import DataConfig
@@ -98,7 +98,7 @@ def recorded(train: Callable[[], Outcome], run: RunFolder, reader: Reader, progr
         try:
             _append(file, End(time=_now(), epoch=progress.epoch, step=progress.step, code=code,
                               result=portable(result)))
-        except UserError as error:      # a run ends as it ended, whether that can be written down or not
+        except (UserError, OSError) as error:       # a run ends as it ended, whether that can be written down or not
             log.warning("The end of the run is not in its record. %s", error)
 
 
@@ -113,7 +113,7 @@ def read_record(folder: Path) -> list[Start | End]:
     try:
         lines = file.read_bytes().splitlines()
     except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}.") from None
+        raise cannot_read(file, error) from None
     entries = [_decode(line, f"{file}, line {number}") for number, line in enumerate(lines, start=1)]
     if not entries or not isinstance(entries[0], Start):
         raise UserError(f"{file} is damaged: its first line is not the start of a run.", _DAMAGED)

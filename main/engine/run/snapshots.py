@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from common.errors import EXIT_ENVIRONMENT, UserError
+from common.errors import EXIT_ENVIRONMENT, UserError, is_exhausted
 from common.files import checked_sha256, digest_path, free_bytes, megabytes, write_signed
 from common.weights import WEIGHTS_SUFFIX, Trained, read_weights
 
@@ -81,6 +81,8 @@ def load_snapshot(path: Path) -> tuple[Snapshot, str]:
             raise TypeError("its weights are not tensors")
         return snapshot, found
     except Exception as error:     # torch.load raises half a dozen types for a file that is not its own
+        if is_exhausted(error):
+            raise
         reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip().split("\n")[0][:200]
         raise UserError(f"{path} is not a snapshot of this program: {reason}.", "Use another snapshot.") from None
 
