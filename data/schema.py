@@ -61,6 +61,10 @@ class Reader(Protocol):
         """The record's own name, which another filter, folder or order of the same split does not change."""
         ...
 
+    def hand_type(self, index: int) -> str:
+        """What the record shows as the data set says it: right, left or interacting."""
+        ...
+
     def sources(self) -> dict[str, str]:
         """SHA-256 of each annotation file, by its name."""
         ...

@@ -29,6 +29,9 @@ class EvenSubset:
     def sample_id(self, index: int) -> str:
         return self.reader.sample_id(self.indices[index])
 
+    def hand_type(self, index: int) -> str:
+        return self.reader.hand_type(self.indices[index])
+
     def describe(self, index: int) -> dict[str, str | int]:
         return self.reader.describe(self.indices[index])
 
@@ -60,6 +63,10 @@ class JoinedReader:
     def sample_id(self, index: int) -> str:
         reader, own = self._find(index)
         return reader.sample_id(own)
+
+    def hand_type(self, index: int) -> str:
+        reader, own = self._find(index)
+        return reader.hand_type(own)
 
     def describe(self, index: int) -> dict[str, str | int]:
         reader, own = self._find(index)

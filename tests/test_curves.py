@@ -205,7 +205,8 @@ def tally_of(count: int = 40, broken: int = -1, **changes) -> Tally:
         hands.vertices[broken] = torch.nan
     targets.mano.rotations[:] = torch.from_numpy(
         Rotation.random(count * 32, rng=np.random.default_rng(0)).as_matrix().reshape(count, 2, 16, 3, 3))
-    scorer = Scorer(ONE_HOT, count, lambda index: f"Capture0/{index % 8}/cam0/{index}.jpg")
+    scorer = Scorer(ONE_HOT, count, lambda index: f"Capture0/{index % 8}/cam0/{index}.jpg",
+                    lambda index: "interacting")
     scorer.add(hands, targets._replace(**changes), torch.arange(count))
     return scorer.tally
 

@@ -617,7 +617,7 @@ def test_the_truth_as_prediction_scores_zero(augment, written, hand_model):
     """Exactly where joints come from the mesh; triangulated ones are written with the mesh's, to a rounding."""
     reader = open_set(written.root, hand_model, filter="ih_hm")
     dataset = TwoHandDataset(reader, size=64, box_ratio=0.8, augment=augment)
-    scorer = Scorer(hand_model.regressor, len(reader), reader.sample_id)
+    scorer = Scorer(hand_model.regressor, len(reader), reader.sample_id, reader.hand_type)
     for batch in DataLoader(dataset, batch_size=4, sampler=EpochSampler(len(dataset))):
         truth = PredictedHands(vertices=batch.targets.vertices, relative=batch.targets.relative)
         scorer.add(truth, batch.targets, batch.index)
@@ -630,7 +630,7 @@ def test_the_truth_as_prediction_scores_zero(augment, written, hand_model):
 
 
 def test_the_written_meshes_as_prediction_score_zero_on_every_hand_that_has_one(reader, written, hand_model):
-    scorer = Scorer(hand_model.regressor, len(reader), reader.sample_id)
+    scorer = Scorer(hand_model.regressor, len(reader), reader.sample_id, reader.hand_type)
     for index in range(len(reader)):
         about, sample = reader.describe(index), TwoHandDataset(reader, size=64, box_ratio=0.8)[0, index]
         vertices = torch.from_numpy(written.vertices_cam((about["capture"], about["frame"]), about["camera"]))

@@ -53,10 +53,10 @@ def errors_of(protocol: Protocol, hands: PredictedHands | None = None, **changes
     return sample_errors(protocol, hands or toy_hands(), toy_targets(**changes), ONE_HOT)
 
 
-def table_of(protocol: Protocol, *errors: SampleErrors, kind: int = 2, pck: PckOptions = PLAIN_PCK) -> np.ndarray:
-    """Sums (1, 3, F) of samples of one recording."""
-    table = np.zeros((1, 3, sample_sums(protocol, errors[0], pck).shape[1]))
-    table[0, kind] = sum(sample_sums(protocol, error, pck).sum(axis=0) for error in errors)
+def table_of(protocol: Protocol, *errors: SampleErrors, type_: int = 1, pck: PckOptions = PLAIN_PCK) -> np.ndarray:
+    """Sums (1, 2, F) of samples of one recording and one of `TYPES`."""
+    table = np.zeros((1, 2, sample_sums(protocol, errors[0], pck).shape[1]))
+    table[0, type_] = sum(sample_sums(protocol, error, pck).sum(axis=0) for error in errors)
     return table
 
 
@@ -122,7 +122,7 @@ quick = settings(max_examples=25, deadline=None)     # for each of six protocols
 
 
 def figures(protocol: Protocol, errors: SampleErrors) -> dict[str, float]:
-    values = averages(protocol, unpack(sample_sums(protocol, errors, PLAIN_PCK).sum(axis=0)))
+    values = averages(protocol, unpack(sample_sums(protocol, errors, PLAIN_PCK).sum(axis=0)[None]))
     return {name: float(value) for name, value in values.items() if name in protocol.metrics or "pj" in name}
 
 
@@ -351,9 +351,21 @@ def joint_errors(values: list[list[float]]) -> SampleErrors:
 @every_protocol
 def test_the_order_of_averaging_is_the_protocols(protocol: Protocol):
     found = summary_of(protocol, joint_errors([[1, 2, 3], [5, np.nan, np.nan]]))["mpjpe"]
-    expected = {"flat": 11 / 4, "per_joint": 8 / 3}[protocol.averaging]         # (1+2+3+5)/4, (3+2+3)/3
+    expected = {"flat": 11 / 4}.get(protocol.averaging, 8 / 3)                  # (1+2+3+5)/4, (3+2+3)/3
     assert found == pytest.approx(expected, abs=1e-12)
     assert (protocol.averaging == "flat") == (protocol.name in ("lgnet", "intaghand"))
+
+
+@every_protocol
+def test_single_and_interacting_hands_weigh_as_the_protocol_says(protocol: Protocol):
+    """Joints 1, 2 of three single samples, 5, 9 of one that interacts."""
+    single, both = joint_errors([[1, 2]] * 3), joint_errors([[5, 9]])
+    found = plain_protocol(protocol, table_of(protocol, single, type_=0) + table_of(protocol, both, type_=1))
+    pooled, halves = (3 * 1 + 5) / 4 / 2 + (3 * 2 + 9) / 4 / 2, (1 + 2 + 5 + 9) / 4
+    weighs_types = protocol.name in ("interwild", "interwild_mesh", "eanet")
+    assert found["mpjpe"] == pytest.approx(halves if weighs_types else pooled, abs=1e-12)
+    assert found.get("mpjpe_pooled") == (pytest.approx(pooled, abs=1e-12) if weighs_types else None)
+    assert [found["groups"][name]["mpjpe"] for name in ("single", "interacting")] == [1.5, 7.0]
 
 
 # Joints 1, 2, … of a protocol whose root is the wrist, so that leaving out the root leaves these five.
@@ -391,7 +403,7 @@ def test_groups_follow_the_annotated_hands():
     for column in (single.joints, single.vertices, single.scale):
         column[:, Hand.LEFT] = np.nan
     single.relative[:] = np.nan
-    summary = plain_protocol(LGNET, table_of(LGNET, errors_of(LGNET)) + table_of(LGNET, single, kind=1))
+    summary = plain_protocol(LGNET, table_of(LGNET, errors_of(LGNET)) + table_of(LGNET, single, type_=0))
     groups = summary["groups"]
     assert [groups[name]["samples"] for name in ("all", "single", "interacting")] == [2, 1, 1]
     assert groups["single"]["mpjpe"] == pytest.approx(4.517635, abs=1e-5)

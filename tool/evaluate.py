@@ -118,7 +118,7 @@ def score(file: PredictionFile, rows: np.ndarray, dataset: TwoHandDataset, confi
     """
     reader = dataset.reader
     layer = ManoLayer(reader.hand_model)
-    scorer = Scorer(reader.hand_model.regressor, len(reader), reader.sample_id,
+    scorer = Scorer(reader.hand_model.regressor, len(reader), reader.sample_id, reader.hand_type,
                     pck=PckOptions(config.test.pck_exclude_root, config.test.pck_strict))
     # The images are read too: test.py leaves out samples whose image is damaged or black.
     keys = [(0, index) for index in np.flatnonzero(rows >= 0).tolist()]

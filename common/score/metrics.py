@@ -43,11 +43,12 @@ class Protocol:
     truth: Literal["mesh", "annotated"]             # true joints: G·mesh, or those that the dataset annotates
     joints: Literal["mesh", "given"]                # predicted joints: G·mesh, or the prediction's own where it has any
     masked: bool                                    # only annotated joints count, whatever `truth` is
-    averaging: Literal["flat", "per_joint"]         # of MPJPE: over all joints, or over samples and then over joints
+    averaging: Literal["flat", "per_joint", "per_joint_and_type"]   # of MPJPE: see `_mean_joints`
     metrics: tuple[str, ...]
     set: str                                        # the part of InterHand2.6M that its authors score
     source: str
     tip_vertices: tuple[int, ...] = TIP_VERTICES    # of G
+    mpvpe: Literal["hands", "samples"] = "hands"    # what it is a mean over; a sample's is the mean of its hands'
     aliases: tuple[str, ...] = ()
 
     def definition(self) -> dict[str, Any]:
@@ -63,15 +64,15 @@ PROTOCOLS = {protocol.name: protocol for protocol in (
     Protocol("intaghand", root=MIDDLE_MCP, scaled=True, truth="mesh", joints="mesh", masked=False, averaging="flat",
              metrics=("mpjpe", "mpvpe", "mrrpe"), set="ih_hm", source="IntagHand's code"),
     Protocol("interwild", root=WRIST, scaled=False, truth="annotated", joints="mesh", masked=True,
-             averaging="per_joint", metrics=("mpjpe", "mpvpe", "mrrpe", "rrve"), set="human",
+             averaging="per_joint_and_type", metrics=("mpjpe", "mpvpe", "mrrpe", "rrve"), set="human",
              source="InterWild's code", tip_vertices=INTERWILD_TIP_VERTICES),
     Protocol("interwild_mesh", root=WRIST, scaled=False, truth="mesh", joints="mesh", masked=False,
-             averaging="per_joint", metrics=("mpjpe", "mpvpe", "mrrpe", "rrve"), set="ih_hm",
+             averaging="per_joint_and_type", metrics=("mpjpe", "mpvpe", "mrrpe", "rrve"), set="ih_hm",
              source="InterWild's code for HIC, which has no annotated joints", tip_vertices=INTERWILD_TIP_VERTICES),
     Protocol("internet", root=WRIST, scaled=False, truth="annotated", joints="given", masked=True,
              averaging="per_joint", metrics=("mpjpe", "mrrpe"), set="all", source="InterHand2.6M's code"),
-    Protocol("eanet", root=MIDDLE_MCP, scaled=True, truth="mesh", joints="mesh", masked=True, averaging="per_joint",
-             metrics=("mpjpe", "mpvpe", "mrrpe"), set="all",
+    Protocol("eanet", root=MIDDLE_MCP, scaled=True, truth="mesh", joints="mesh", masked=True,
+             averaging="per_joint_and_type", mpvpe="samples", metrics=("mpjpe", "mpvpe", "mrrpe"), set="all",
              source="EANet's code, with its mask in the order of the joints and without hands that have no true mesh"),
 )}
 
@@ -258,8 +259,12 @@ class Sums(NamedTuple):
     above: np.ndarray           # (…)           max(0, 1 − error/50 mm) of the joints that PCK counts
     above_n: np.ndarray
     within: np.ndarray          # (…, 200)      how many of them lie within each threshold
+    area: np.ndarray            # (…, 2, 21)    mm under each joint's own curve over the thresholds, times its count
+    area_n: np.ndarray
     vertices: np.ndarray        # (…, 2)        mm
     vertices_n: np.ndarray
+    meshes: np.ndarray          # (…)           mm, the mean of a sample's hands
+    meshes_n: np.ndarray
     relative: np.ndarray        # (…)           mm
     relative_n: np.ndarray
     pair: np.ndarray            # (…)           mm
@@ -269,21 +274,28 @@ class Sums(NamedTuple):
 
 
 _SHAPES: tuple[tuple[int, ...], ...] = (        # in the order of Sums
-    (), (2, 21), (2, 21), (), (), (len(THRESHOLDS),), (2,), (2,), (), (), (), (), (2,), (2,))
+    (), (2, 21), (2, 21), (), (), (len(THRESHOLDS),), (2, 21), (2, 21), (2,), (2,), (), (), (), (), (), (), (2,), (2,))
 _ENDS = np.cumsum([int(np.prod(shape)) for shape in _SHAPES])
 NUM_SUMS = int(_ENDS[-1])
 
 
 def sample_sums(protocol: Protocol, errors: SampleErrors, pck: PckOptions) -> np.ndarray:
     """A vector of sums (B, F) for each sample; `unpack` names its entries."""
-    counted = np.delete(errors.joints, protocol.root, axis=2) if pck.exclude_root else errors.joints
-    counted = counted.reshape(len(counted), -1, 1)                                      # (B, joints, 1)
-    within = counted < THRESHOLDS if pck.strict else counted <= THRESHOLDS
-    share = np.maximum(0, 1 - counted[..., 0] / AUC_END)
+    counted = errors.joints.copy()                                                      # (B, 2, 21)
+    if pck.exclude_root:
+        counted[..., protocol.root] = np.nan
+    each = counted[..., None]
+    within = each < THRESHOLDS if pck.strict else each <= THRESHOLDS                    # (B, 2, 21, 200)
+    share = np.maximum(0, 1 - counted / AUC_END)
+    known_hands = ~np.isnan(errors.vertices)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        meshes = np.where(known_hands, errors.vertices, 0).sum(axis=1) / known_hands.sum(axis=1)
     sums = (
-        np.ones(len(counted)), *_sum_and_count(errors.joints), *(part.sum(axis=1) for part in _sum_and_count(share)),
-        within.sum(axis=1), *_sum_and_count(errors.vertices), *_sum_and_count(errors.relative),
-        *_sum_and_count(errors.pair), *_sum_and_count(errors.scale),
+        np.ones(len(counted)), *_sum_and_count(errors.joints),
+        *(part.sum(axis=(1, 2)) for part in _sum_and_count(share)), within.sum(axis=(1, 2)),
+        np.trapezoid(within.astype(float), THRESHOLDS), ~np.isnan(counted), *_sum_and_count(errors.vertices),
+        *_sum_and_count(meshes), *_sum_and_count(errors.relative), *_sum_and_count(errors.pair),
+        *_sum_and_count(errors.scale),
     )
     return np.concatenate([column.reshape(len(counted), -1) for column in sums], axis=1, dtype=np.float64)
 
@@ -302,22 +314,29 @@ def _sum_and_count(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 # ---------------------------------------------------------------- averages
 
 def averages(protocol: Protocol, sums: Sums) -> dict[str, np.ndarray]:
-    """The means of each vector of sums, shaped like its leading axes; NaN where nothing went into them.
+    """The means of sums (…, T) of T types of samples, shaped like the axes before; NaN where nothing went into them.
 
-    `auc` is the exact area under the share of joints within t, t from 0 to 50 mm, in percent; `auc_200` the area by
-    the trapezoid rule over 200 thresholds, as it is usually computed.
+    `auc` is the exact area under the share of joints within t, t from 0 to 50 mm, in percent. `auc_200` is that of
+    InterShape: the mean of the 42 joints' own areas, each by the trapezoid rule over 200 thresholds. What ends in
+    `pooled` is the mean of all joints' means, or over all hands, where the protocol's own weighs them in another way.
     """
+    pooled = Sums(*(values.sum(axis=values.ndim - len(shape) - 1)
+                    for values, shape in zip(sums, _SHAPES, strict=True)))
+    over_hands = _ratio(pooled.vertices.sum(axis=-1), pooled.vertices_n.sum(axis=-1))
+    by_type, by_sample = protocol.averaging == "per_joint_and_type", protocol.mpvpe == "samples"
     means = {
         "mpjpe": _mean_joints(protocol, sums.joints, sums.joints_n),
-        "mpvpe": _ratio(sums.vertices.sum(axis=-1), sums.vertices_n.sum(axis=-1)),
-        "mrrpe": _ratio(sums.relative, sums.relative_n),
-        "rrve": _ratio(sums.pair, sums.pair_n),
+        "mpvpe": _ratio(pooled.meshes, pooled.meshes_n) if by_sample else over_hands,
+        "mrrpe": _ratio(pooled.relative, pooled.relative_n),
+        "rrve": _ratio(pooled.pair, pooled.pair_n) if "rrve" in protocol.metrics else None,
+        "mpjpe_pooled": _mean_of_means(pooled.joints, pooled.joints_n) if by_type else None,
+        "mpvpe_pooled": over_hands if by_sample else None,
         "mpjpe_no_root": _mean_joints(protocol, np.delete(sums.joints, protocol.root, axis=-1),
                                       np.delete(sums.joints_n, protocol.root, axis=-1)),
-        "auc": 100 * _ratio(sums.above, sums.above_n),
-        "auc_200": 100 / AUC_END * np.trapezoid(pck_curve(sums), THRESHOLDS, axis=-1),
+        "auc": 100 * _ratio(pooled.above, pooled.above_n),
+        "auc_200": 100 / AUC_END * _mean_of_means(pooled.area, pooled.area_n),
     }
-    return {name: values for name, values in means.items() if name != "rrve" or "rrve" in protocol.metrics}
+    return {name: values for name, values in means.items() if values is not None}
 
 
 def pck_curve(sums: Sums) -> np.ndarray:
@@ -326,11 +345,19 @@ def pck_curve(sums: Sums) -> np.ndarray:
 
 
 def _mean_joints(protocol: Protocol, joints: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """MPJPE of sums (…, 2, n) in the protocol's order of averaging."""
+    """MPJPE of sums (…, T, 2, n): of all joints alike (flat), of the means of each of the 2·n joints (per_joint), or of
+    the 2·n means of each type of samples, which weigh the same however many samples of it there are."""
     if protocol.averaging == "flat":
-        return _ratio(joints.sum(axis=(-2, -1)), counts.sum(axis=(-2, -1)))
-    means = _ratio(joints, counts)
-    known = counts > 0
+        return _ratio(joints.sum(axis=(-3, -2, -1)), counts.sum(axis=(-3, -2, -1)))
+    if protocol.averaging == "per_joint":
+        return _mean_of_means(joints.sum(axis=-3), counts.sum(axis=-3))
+    return _mean_of_means(joints.reshape(*joints.shape[:-3], -1, joints.shape[-1]),
+                          counts.reshape(*counts.shape[:-3], -1, counts.shape[-1]))
+
+
+def _mean_of_means(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The mean over the last two axes of what has a mean."""
+    means, known = _ratio(sums, counts), counts > 0
     return _ratio(np.where(known, means, 0).sum(axis=(-2, -1)), known.sum(axis=(-2, -1)))
 
 
@@ -342,24 +369,24 @@ def _ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
 
 # ---------------------------------------------------------------- summary
 
-KINDS = ("none", "single", "interacting")       # samples by the number of hands whose wrist is annotated
+TYPES = ("single", "interacting")       # of samples, by the annotation's hand_type
 
 
 def protocol_scores(protocol: Protocol, table: np.ndarray, resamples: np.ndarray | None,
                     **left_out: int) -> ProtocolScores:
-    """Means over everything, over samples with a single annotated hand and with both, over each hand and each joint.
+    """Means over everything, over samples of single and of interacting hands, over each hand and each joint.
 
-    table: (G, 3, F), the sums of each recording and kind (`KINDS`).  resamples: (R, G), how often each of R bootstrap
+    table: (G, T, F), the sums of each recording and type (`TYPES`).  resamples: (R, G), how often each of R bootstrap
     resamples takes each recording; None leaves the intervals out.  left_out: the other fields of `Counts`.
     """
     total = unpack(table.sum(axis=(0, 1)))
-    kinds = {"all": table.sum(axis=1), **{name: table[:, KINDS.index(name)] for name in KINDS[1:]}}
+    groups = {"all": table, **{name: table[:, number:number + 1] for number, name in enumerate(TYPES)}}
     return ProtocolScores(
         protocol=protocol.definition(),
-        **_plain(averages(protocol, total)),
+        **_plain(averages(protocol, unpack(table.sum(axis=0)))),
         mean_scale=_number(_ratio(total.scale.sum(), total.scale_n.sum())),
-        interval_95=_intervals(protocol, kinds["all"], resamples),
-        groups={name: _group(protocol, group, resamples) for name, group in kinds.items()},
+        interval_95=_intervals(protocol, table, resamples),
+        groups={name: _group(protocol, group, resamples) for name, group in groups.items()},
         hands={hand.label: _hand_means(total, hand) for hand in Hand},
         counts=Counts(samples=int(total.samples), mpjpe=int(total.joints_n.sum()), mpvpe=int(total.vertices_n.sum()),
                       mrrpe=int(total.relative_n), rrve=int(total.pair_n) if "rrve" in protocol.metrics else UNSET,
@@ -385,21 +412,21 @@ def interval_95(values: np.ndarray) -> np.ndarray:
 
 
 def _group(protocol: Protocol, group: np.ndarray, resamples: np.ndarray | None) -> GroupScores:
-    total = unpack(group.sum(axis=0))
+    total = unpack(group.sum(axis=0))                                                   # (T)
     means = _plain(averages(protocol, total))
     intervals = _intervals(protocol, group, resamples)
     kept = [name for name in ("mpjpe", "mpvpe", "mrrpe", "rrve") if name in means]
-    return GroupScores(**{name: means[name] for name in kept}, samples=int(total.samples),
+    return GroupScores(**{name: means[name] for name in kept}, samples=int(total.samples.sum()),
                        interval_95=intervals and {name: intervals[name] for name in kept})
 
 
 def _intervals(protocol: Protocol, table: np.ndarray, resamples: np.ndarray | None) -> Intervals | None:
-    """Low and high of each mean of sums (G, F); None for a mean that is not finite or has no value, and for all of
+    """Low and high of each mean of sums (G, T, F); None for a mean that is not finite or has no value, and for all of
     them where fewer than two recordings have samples: drawing the same one again says nothing."""
-    if resamples is None or (unpack(table).samples > 0).sum() < 2:
+    if resamples is None or (unpack(table).samples.sum(axis=1) > 0).sum() < 2:
         return None
     with np.errstate(invalid="ignore"):         # 0·inf, where a prediction is not finite
-        drawn = averages(protocol, unpack(resamples @ table))
+        drawn = averages(protocol, unpack(np.einsum("rg,gtf->rtf", resamples, table)))
     values = averages(protocol, unpack(table.sum(axis=0)))
     return {name: interval_95(drawn[name]).tolist() if np.isfinite(value) else None for name, value in values.items()}
 

@@ -15,7 +15,7 @@ Intervals = dict[str, list[float] | None]       # 95 %: low and high of a mean
 
 
 class GroupScores(Struct, frozen=True, kw_only=True):
-    """Means over the samples of one kind: all, those with a single annotated hand, those with both."""
+    """Means over the samples of one type, as the data set says it: all, single hands, interacting hands."""
 
     mpjpe: float | None
     mpvpe: float | None
@@ -58,9 +58,11 @@ class ProtocolScores(Struct, frozen=True, kw_only=True):
     mpvpe: float | None
     mrrpe: float | None
     rrve: float | None | UnsetType = UNSET
+    mpjpe_pooled: float | None | UnsetType = UNSET      # where the protocol's own weighs in another way:
+    mpvpe_pooled: float | None | UnsetType = UNSET      # over all samples' joints, over all hands
     mpjpe_no_root: float | None             # without the aligned joint, whose error is 0
     auc: float | None                       # under the share of joints within 0 to 50 mm, exact
-    auc_200: float | None                   # by the trapezoid rule over 200 thresholds
+    auc_200: float | None                   # mean of each joint's own, by the trapezoid rule over 200 thresholds
     mean_scale: float | None
     interval_95: Intervals | None           # None: a single recording
     groups: dict[str, GroupScores]

@@ -1,6 +1,6 @@
 """Scores of a whole test set under every protocol, gathered batch by batch.
 
-    scorer = Scorer(reader.hand_model.regressor, len(reader), reader.sample_id)
+    scorer = Scorer(reader.hand_model.regressor, len(reader), reader.sample_id, reader.hand_type)
     for ...:
         scorer.add(PredictedHands(vertices, joints, relative, predicted), targets, index)
     scores = scorer.tally.scores(protocol, unusable={})
@@ -8,7 +8,7 @@
 Several processes each fill a scorer of their own and `merged` joins their tallies; how the samples were shared out
 changes the numbers by float64 rounding only. Nothing here knows of a network, a device or a file.
 
-Memory: 157 bytes for each sample, and 14 kB for each recording.
+Memory: 157 bytes for each sample, and 19 kB for each recording and type of samples.
 
 Legend: B batch · N samples · P protocols · 2 the hand axis · G recordings · F entries of a vector of sums.
 """
@@ -34,10 +34,10 @@ from common.score.curves import (
     rotation_asymmetry,
 )
 from common.score.metrics import (
-    KINDS,
     NUM_SUMS,
     PLAIN_PCK,
     PROTOCOLS,
+    TYPES,
     PckOptions,
     PredictedHands,
     Protocol,
@@ -73,14 +73,15 @@ class Scorer:
     """Adds up what `tally` keeps of predictions and their targets.
 
     model_regressor: (2, 16, 778), of the hand model.  size: N, samples of the test set.
-    sample_id: the name of a sample in the test set (`data.schema.Reader.sample_id`).
+    sample_id, hand_type: of a sample in the test set (`data.schema.Reader`).
     keep_samples: false leaves out the rows that curves and `dump` need.
     """
 
-    def __init__(self, model_regressor: Tensor, size: int, sample_id: Callable[[int], str], *,
-                 protocols: Sequence[Protocol] = EVERY_PROTOCOL, pck: PckOptions = PLAIN_PCK,
-                 keep_samples: bool = True):
-        self.model_regressor, self.sample_id, self.keep_samples = model_regressor, sample_id, keep_samples
+    def __init__(self, model_regressor: Tensor, size: int, sample_id: Callable[[int], str],
+                 hand_type: Callable[[int], str], *, protocols: Sequence[Protocol] = EVERY_PROTOCOL,
+                 pck: PckOptions = PLAIN_PCK, keep_samples: bool = True):
+        self.model_regressor, self.sample_id, self.hand_type = model_regressor, sample_id, hand_type
+        self.keep_samples = keep_samples
         self.tally = Tally(size, protocols, pck)
 
     def add(self, hands: PredictedHands, targets: Targets, index: Tensor) -> None:
@@ -99,10 +100,10 @@ class Scorer:
         errors = [sample_errors(protocol, hands, targets, self.model_regressor) for protocol in self.tally.protocols]
         hands_seen = targets.joints_valid[..., WRIST].bool()
         predicted = torch.ones_like(hands_seen) if hands.predicted is None else hands.predicted.bool()
-        kind = hands_seen.sum(dim=1).cpu().numpy()
+        types = [int(self.hand_type(number) == "interacting") for number in numbers.tolist()]
         names = [_recording(self.sample_id(number), number, len(self.tally.scored)) for number in numbers.tolist()]
 
-        self.tally.add_sums(errors, names, kind)
+        self.tally.add_sums(errors, names, types)
         self.tally.not_finite += int(not_finite(hands).sum())
         self.tally.missing_hands += int((hands_seen & ~predicted).sum())
         if self.keep_samples:
@@ -117,7 +118,7 @@ class Tally:
         self.scored = np.zeros(size, dtype=bool)
         self.not_finite = 0                                     # samples with a prediction that is not finite
         self.missing_hands = 0                                  # annotated hands that the prediction leaves out
-        self.sums: dict[tuple[str, int], np.ndarray] = {}       # (P, F) of a recording and a kind of sample
+        self.sums: dict[tuple[str, int], np.ndarray] = {}       # (P, F) of a recording and a type of samples
         self.recordings: dict[str, int] = {}                    # name → number in the rows of samples
         self.parts: list[np.ndarray] = []                       # rows of samples, see `samples`
 
@@ -151,11 +152,12 @@ class Tally:
         """Numbers of recordings; a new name gets the next one."""
         return np.array([self.recordings.setdefault(name, len(self.recordings)) for name in names], dtype=np.int32)
 
-    def add_sums(self, errors: Sequence[SampleErrors], names: Sequence[str], kind: np.ndarray) -> None:
-        """Add the sums of a batch.  errors: under each protocol.  names, kind: (B,) its recordings and kinds."""
+    def add_sums(self, errors: Sequence[SampleErrors], names: Sequence[str], types: Sequence[int]) -> None:
+        """Add the sums of a batch.  errors: under each protocol.  names, types: (B,) its recordings and their places in
+        `TYPES`."""
         vectors = np.stack([sample_sums(protocol, error, self.pck)
                             for protocol, error in zip(self.protocols, errors, strict=True)], axis=1)   # (B, P, F)
-        keys = list(zip(names, kind.tolist(), strict=True))
+        keys = list(zip(names, types, strict=True))
         for key in set(keys):
             rows = [row for row, other in enumerate(keys) if other == key]
             self.sums[key] = self.sums.get(key, 0.0) + vectors[rows].sum(axis=0)
@@ -194,14 +196,16 @@ class Tally:
 
     def pck_curve(self, protocol: Protocol) -> PckCurve:
         """The PCK curve of all samples under one of the tally's protocols."""
-        table = self._table(protocol).sum(axis=1)               # (G, F)
+        table = self._table(protocol)                           # (G, T, F)
+        auc = averages(protocol, unpack(table.sum(axis=0)))["auc"]
+        table = table.sum(axis=1)
         total, resamples = unpack(table.sum(axis=0)), self._resamples()
         share = pck_curve(total)
         low = high = np.full_like(share, np.nan)
         if resamples is not None:
             with np.errstate(invalid="ignore"):
                 low, high = interval_95(pck_curve(unpack(resamples @ table)))
-        return PckCurve(share, low, high, float(averages(protocol, total)["auc"]), int(total.above_n))
+        return PckCurve(share, low, high, float(auc), int(total.above_n))
 
     def binned(self, protocol: Protocol, column: str, edges: Sequence[float] = ()) -> BinnedCurve | None:
         """MPJPE in bins of a column of `samples`; None if no sample has a value and an error.
@@ -232,11 +236,11 @@ class Tally:
         return sorted({name for name, _ in self.sums})
 
     def _table(self, protocol: Protocol) -> np.ndarray:
-        """Sums (G, 3, F) of each recording and kind, recordings in the order of their names."""
+        """Sums (G, T, F) of each recording and type, recordings in the order of their names."""
         rows = {name: row for row, name in enumerate(self._names())}
-        table = np.zeros((len(rows), len(KINDS), NUM_SUMS))
-        for (name, kind), sums in self.sums.items():
-            table[rows[name], kind] = sums[self.protocols.index(protocol)]
+        table = np.zeros((len(rows), len(TYPES), NUM_SUMS))
+        for (name, number), sums in self.sums.items():
+            table[rows[name], number] = sums[self.protocols.index(protocol)]
         return table
 
     def _resamples(self) -> np.ndarray | None:

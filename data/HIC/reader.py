@@ -85,6 +85,10 @@ class HIC:
         """The meshes that are named but missing."""
         return {"mesh missing": list(map(str, self._lost))} if self._lost else {}
 
+    def hand_type(self, index: int) -> str:
+        """As annotated, whichever meshes there are."""
+        return self.entries[index].hand_type
+
     def describe(self, index: int) -> dict[str, str | int]:
         """Path, ids, sequence, frame number and hand type, for people."""
         entry = self.entries[index]

@@ -99,6 +99,10 @@ class InterHand26M:
                          f"{samples.annotation_id[row]})" for row in rows.tolist()]
                 for reason, rows in self._broken_rows.items()}
 
+    def hand_type(self, index: int) -> str:
+        """As annotated, whatever joints are."""
+        return HAND_TYPES[self.annotations.samples.hand_type[self.rows[index]]]
+
     def describe(self, index: int) -> dict[str, str | int]:
         """Path, ids, capture, camera, frame number and hand type, for people."""
         row = self.rows[index]
@@ -109,7 +113,7 @@ class InterHand26M:
             "image_id": int(images.image_id[image]), "capture": int(cameras.capture[images.camera_row[image]]),
             "camera": cameras.name[images.camera_row[image]].decode(),
             "frame": int(self.annotations.frames.frame[images.frame_row[image]]),
-            "hand_type": HAND_TYPES[samples.hand_type[row]],
+            "hand_type": self.hand_type(index),
         }
 
     def _meshes(self, step: int) -> tuple[np.ndarray, np.ndarray]:

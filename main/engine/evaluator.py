@@ -151,7 +151,7 @@ def _scorers(reader: Reader, printed: Protocol, settings: TestConfig, device: to
     regressor = reader.hand_model.regressor.to(device)      # (2, 16, 778)
     pck = PckOptions(settings.pck_exclude_root, settings.pck_strict)
     chosen = {"final": EVERY_PROTOCOL, "coarse": (printed,), "baseline": (printed,)}
-    return {name: Scorer(regressor, len(reader), reader.sample_id, protocols=protocols, pck=pck,
+    return {name: Scorer(regressor, len(reader), reader.sample_id, reader.hand_type, protocols=protocols, pck=pck,
                          keep_samples=name == "final") for name, protocols in chosen.items()}
 
 

@@ -127,7 +127,7 @@ def measure(model: nn.Module, dataset: TwoHandDataset, mean_joints: Tensor, devi
     """
     reader = dataset.reader
     regressor, mean_joints = reader.hand_model.regressor.to(device), mean_joints.to(device)
-    scorers = {stage: Scorer(regressor, len(reader), reader.sample_id, protocols=(SCALED, UNSCALED))
+    scorers = {stage: Scorer(regressor, len(reader), reader.sample_id, reader.hand_type, protocols=(SCALED, UNSCALED))
                for stage in ("final", "coarse", "baseline")}
     drawn, predictions, counts = set(spread_evenly(len(reader), MAX_IMAGES)), {}, np.zeros(3, dtype=int)
     bad = BadSamples(reader, Process(device))
