@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from common.errors import EXIT_OK, EXIT_SOME_FAILED, UserError, printable, run_entry_point
 from common.files import ROOT
+from common.predict.fast import use_free_cores
 from common.weights import SHIPPED
 from data.checks import BadSample
 from data.frames.boxes import read_boxes
@@ -42,6 +43,7 @@ NAMED = 5               # names without an image that are listed
 
 def demo(args: argparse.Namespace, process: Process) -> int:
     """Reconstruct this process's share of the images."""
+    use_free_cores()
     boxes = read_boxes(args.boxes) if args.boxes else {}
     folder = ImageFolder(args.input, boxes)
     outputs = [result_files(args.output, name) for name in folder.names]

@@ -1,6 +1,7 @@
 """The model prepared for inference: the numbers of the model that was trained, whatever was folded and packed."""
 
 import copy
+import os
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 import common.predict.fast as acceleration
 from common.errors import UserError
-from common.predict.fast import Autocast, accelerated, can_compile, for_inference
+from common.predict.fast import Autocast, accelerated, can_compile, for_inference, use_free_cores
 from common.predict.packed import PackedConv2d, PackedLinear, fold_batch_norms, pack_layers
 from common.types import Stages
 
@@ -141,3 +142,18 @@ def test_autocast_ends_with_the_call():
     model = Autocast(nn.Linear(2, 2))
     assert model(torch.ones(1, 2)).dtype == torch.bfloat16
     assert model.model(torch.ones(1, 2)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("load", "chosen", "threads"), [
+    (0.2, None, 4), (1.4, None, 3), (3.0, None, 1), (9.0, None, 1), (9.0, "4", 4)])
+def test_the_demo_leaves_cores_that_are_busy_to_others(monkeypatch, load, chosen, threads):
+    used = []
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: used[-1] if used else 4)
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if chosen:
+        monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+    use_free_cores()
+    assert torch.get_num_threads() == threads
