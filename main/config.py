@@ -193,7 +193,9 @@ def _find(path: Path) -> Path:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)    # no value but text
+        text = path.read_text(encoding="utf-8")
+        values = yaml.load(text, Loader=yaml.BaseLoader)        # no value but text
+        _refuse_doubled_keys(yaml.compose(text, Loader=yaml.BaseLoader), path)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not a YAML file: {' '.join(str(error).split())}.") from None
     values = {} if values is None else values
@@ -202,6 +204,17 @@ def _read_yaml(path: Path) -> dict[str, Any]:
                         "It must hold keys such as 'train:'.")
     base = values.pop("base", None)
     return values if base is None else _merged(_read_yaml(_find(path.parent / os.path.expanduser(str(base)))), values)
+
+
+def _refuse_doubled_keys(node: yaml.Node | None, path: Path) -> None:
+    """Of two values of a key the one that was meant is not known; YAML's libraries take the last."""
+    if isinstance(node, yaml.MappingNode):
+        keys = [key.value for key, _ in node.value]
+        for (key, value), before in zip(node.value, (keys[:number] for number in range(len(keys))), strict=True):
+            if key.value in before:
+                raise UserError(f"{path} has the key '{key.value}' twice, the second time in line "
+                                f"{key.start_mark.line + 1}.", "Remove one of the two.")
+            _refuse_doubled_keys(value, path)
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,12 @@ from main.config import CONFIG_DIR, Config, config_from_dict, config_to_dict, ke
 ALL_CONFIGS = sorted(CONFIG_DIR.rglob("*.yaml"))
 
 
+def test_a_key_that_is_there_twice_is_refused(tmp_path):
+    (tmp_path / "run.yaml").write_text("train:\n  lr: 1e-4\n  epochs: 3\n  lr: 1e-3\n")
+    with pytest.raises(UserError, match=r"run\.yaml has the key 'lr' twice, the second time in line 4"):
+        load_config(tmp_path / "run.yaml")
+
+
 @pytest.mark.parametrize("path", ALL_CONFIGS, ids=lambda path: str(path.relative_to(CONFIG_DIR)))
 def test_every_shipped_config_loads(path):
     assert isinstance(load_config(path), Config)

@@ -14,7 +14,8 @@ from data.synthetic.on_disk.plan import Settings
 from main.engine.run.snapshots import load_latest
 
 SETTINGS = Settings(frames=12, seed=4, cameras=2)
-TINY_MODEL = ["model.backbone=resnet18", "model.pretrained=", "model.input_size=64", "model.channels=32", "model.variants=[lgfa_prenorm]"]
+TINY_MODEL = ["model.backbone=resnet18", "model.pretrained=", "model.input_size=64", "model.channels=32",
+              "model.variants=[lgfa_prenorm]"]
 
 
 @pytest.fixture(scope="module")
