@@ -53,7 +53,7 @@ class LossConfig:
     normal: Weight = 1.0
     edge: Weight = 1.0
     laplacian: Weight = 50.0
-    normal_edges: Literal["raw", "unit"] = "unit"   # eq. 14's edge vectors: as printed, in metres, or of length 1
+    normal_edges: Literal["raw", "unit"] = "raw"    # eq. 14's edge vectors: as printed, in metres, or of length 1
     aux_losses: bool = True                 # false switches every term below off
     joint_25d: Weight = 1.0
     joint_projected: Weight = 1.0
@@ -131,7 +131,7 @@ class SurfaceLoss(nn.Module):
     corners: Tensor
     laplacian: Tensor
 
-    def __init__(self, faces: Tensor, num_vertices: int = NUM_VERTICES, *, unit_edges: bool = True):
+    def __init__(self, faces: Tensor, num_vertices: int = NUM_VERTICES, *, unit_edges: bool = False):
         super().__init__()
         self.unit_edges = unit_edges
         offsets = torch.tensor([0, num_vertices], device=faces.device)[:, None, None]

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -248,6 +249,9 @@ ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIO
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("script", ENTRY_POINTS, ids=lambda path: path.name)
 def test_programs_start_in_every_way_and_speak_to_every_terminal(script, way):
+    named = Path(sysconfig.get_path("purelib"), "lgnet.pth")
+    if way == "safe path" and not (named.is_file() and named.read_text(encoding="utf-8") == f"{ROOT}\n"):
+        pytest.skip("needs an environment that tool/setup_env.sh made for this repository")
     words, folder, environment = WAYS[way](script)
     done = subprocess.run([sys.executable, *map(str, words), "--help"], env=os.environ | environment | ASCII,
                           cwd=folder, capture_output=True, timeout=60)
@@ -257,7 +261,7 @@ def test_programs_start_in_every_way_and_speak_to_every_terminal(script, way):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("script", sorted((ROOT / "tool" / "dev").glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("script", sorted((ROOT / "tool" / "dev").glob("[!_]*.py")), ids=lambda path: path.name)
 def test_maintainers_programs_start_in_every_way_and_speak_to_every_terminal(script, way):
     test_programs_start_in_every_way_and_speak_to_every_terminal(script, way)
 

@@ -72,6 +72,13 @@ def test_configurations_stored_with_switches_are_read_as_variants(switches, mode
     assert config_from_dict(config_to_dict(config)) == config
 
 
+def test_a_configuration_stored_before_there_were_two_normal_losses_goes_on_with_its_own():
+    stored = config_to_dict(load_config("lgnet"))
+    assert config_from_dict(stored).loss.normal_edges == "raw"
+    del stored["loss"]["normal_edges"]
+    assert config_from_dict(stored).loss.normal_edges == "unit"
+
+
 @pytest.mark.parametrize("switch", [{"refine_camera": "ground_truth"}, {"lgfa_depth": 2}, {"normalize_input": False}])
 def test_a_stored_network_that_is_gone_is_refused_by_its_switch(switch):
     with pytest.raises(UserError, match=next(iter(switch))):

@@ -16,7 +16,7 @@ from main.build import build_loss
 from main.config import CONFIG_DIR, load_config
 
 ABLATIONS = sorted((CONFIG_DIR / "ablation").glob("*.yaml"))
-REWEIGHTED = ("wo_normal_loss", "wo_edge_loss", "wo_laplacian_loss", "normal_raw")   # the full network, another loss
+REWEIGHTED = ("wo_normal_loss", "wo_edge_loss", "wo_laplacian_loss", "normal_unit")   # the full network, another loss
 
 
 @pytest.fixture(scope="module")

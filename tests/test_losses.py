@@ -64,7 +64,7 @@ def two_hands(vertices: torch.Tensor) -> torch.Tensor:
 
 
 def test_surface_terms_on_a_tetrahedron_have_the_values_worked_out_by_hand():
-    surface = SurfaceLoss(TETRAHEDRON.expand(2, 4, 3), num_vertices=4)
+    surface = SurfaceLoss(TETRAHEDRON.expand(2, 4, 3), num_vertices=4, unit_edges=True)
     moved = CORNERS.clone()
     moved[3] = torch.tensor([0.0, 0, 2.0])                      # the top goes up by 1
     terms = surface(two_hands(moved), two_hands(CORNERS), torch.ones(1, 2))
@@ -77,7 +77,7 @@ def test_surface_terms_on_a_tetrahedron_have_the_values_worked_out_by_hand():
     # Only edges of the slanted face leave its plane x + y + z = 1: (−1, 0, 2) and (0, −1, 2), each 1/√(3·5) off.
     assert terms["normal"].item() == pytest.approx(2 * (1 / 15 ** 0.5) / 12, rel=1e-5)
     # As eq. 14 prints it, both rise 1/√3 out of the plane.
-    printed = SurfaceLoss(TETRAHEDRON.expand(2, 4, 3), num_vertices=4, unit_edges=False)
+    printed = SurfaceLoss(TETRAHEDRON.expand(2, 4, 3), num_vertices=4)
     raw = printed(two_hands(moved), two_hands(CORNERS), torch.ones(1, 2))
     assert raw["normal"].item() == pytest.approx(2 * (1 / 3 ** 0.5) / 12, rel=1e-5)
     assert raw["edge"] == terms["edge"] and raw["laplacian"] == terms["laplacian"]

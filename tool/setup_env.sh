@@ -12,8 +12,9 @@ hash_of() {
 
 # Under PYTHONSAFEPATH, which hides a program's own folder, programs find the repository by this file.
 name_repository() {
-    .venv/bin/python -c 'import os, pathlib, sysconfig
-pathlib.Path(sysconfig.get_path("purelib"), "lgnet.pth").write_text(os.getcwd() + "\n", encoding="utf-8")'
+    .venv/bin/python -c 'import os, pathlib, sys, sysconfig
+if os.path.samefile(sys.prefix, ".venv") and not os.path.islink(".venv"):     # not one that belongs to another checkout
+    pathlib.Path(sysconfig.get_path("purelib"), "lgnet.pth").write_text(os.getcwd() + "\n", encoding="utf-8")'
 }
 
 if [ -x .venv/bin/python ] && [ -f "$marker" ] && [ "$(hash_of .venv/bin/python 2>&1)" = "$(cat "$marker")" ]; then

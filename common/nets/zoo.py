@@ -80,11 +80,13 @@ _OWN_CHANNELS = {512: "lgnet", 256: "lgnet_light"}
 
 
 def upgraded(config: dict[str, Any]) -> dict[str, Any]:
-    """A stored configuration, as plain values, in today's form: early ones had a switch for each ablation, and kept
-    `depth_range` with the data. UserError for what no network here has any more."""
+    """A stored configuration, as plain values, in today's form: early ones had a switch for each ablation, one reading
+    of the normal loss, and `depth_range` with the data. UserError for what no network here has any more."""
     model, data = dict(config.get("model", {})), dict(config.get("data", {}))
     if "depth_range" in data:
         model["depth_range"] = data.pop("depth_range")
+    if "loss" in config:
+        config = config | {"loss": {"normal_edges": "unit"} | config["loss"]}
     if not _DEFAULTS.keys() & model.keys():
         return config | {"model": model, "data": data}
     switches = {key: model.pop(key) for key in _DEFAULTS.keys() & model.keys()}
