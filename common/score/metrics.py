@@ -49,6 +49,8 @@ class Protocol:
     source: str
     tip_vertices: tuple[int, ...] = TIP_VERTICES    # of G
     mpvpe: Literal["hands", "samples"] = "hands"    # what it is a mean over; a sample's is the mean of its hands'
+    meshes: Literal["all", "annotated", "complete"] = "all"     # that MPVPE counts: see `_counted_meshes`
+    pairs: Literal["all", "interacting"] = "all"    # samples that MRRPE counts, of those with both wrists
     aliases: tuple[str, ...] = ()
 
     def definition(self) -> dict[str, Any]:
@@ -65,14 +67,17 @@ PROTOCOLS = {protocol.name: protocol for protocol in (
              metrics=("mpjpe", "mpvpe", "mrrpe"), set="ih_hm", source="IntagHand's code"),
     Protocol("interwild", root=WRIST, scaled=False, truth="annotated", joints="mesh", masked=True,
              averaging="per_joint_and_type", metrics=("mpjpe", "mpvpe", "mrrpe", "rrve"), set="human",
-             source="InterWild's code", tip_vertices=INTERWILD_TIP_VERTICES),
+             source="InterWild's code", tip_vertices=INTERWILD_TIP_VERTICES, meshes="annotated"),
     Protocol("interwild_mesh", root=WRIST, scaled=False, truth="mesh", joints="mesh", masked=False,
              averaging="per_joint_and_type", metrics=("mpjpe", "mpvpe", "mrrpe", "rrve"), set="ih_hm",
-             source="InterWild's code for HIC, which has no annotated joints", tip_vertices=INTERWILD_TIP_VERTICES),
+             source="InterWild's code for HIC, which has no annotated joints", tip_vertices=INTERWILD_TIP_VERTICES,
+             pairs="interacting"),
     Protocol("internet", root=WRIST, scaled=False, truth="annotated", joints="given", masked=True,
-             averaging="per_joint", metrics=("mpjpe", "mrrpe"), set="all", source="InterHand2.6M's code"),
+             averaging="per_joint", metrics=("mpjpe", "mrrpe"), set="all", source="InterHand2.6M's code",
+             pairs="interacting"),
     Protocol("eanet", root=MIDDLE_MCP, scaled=True, truth="mesh", joints="mesh", masked=True,
-             averaging="per_joint_and_type", mpvpe="samples", metrics=("mpjpe", "mpvpe", "mrrpe"), set="all",
+             averaging="per_joint_and_type", mpvpe="samples", meshes="complete",
+             metrics=("mpjpe", "mpvpe", "mrrpe"), set="all",
              source="EANet's code, with its mask in the order of the joints and without hands that have no true mesh"),
 )}
 
@@ -118,16 +123,19 @@ class SampleErrors(NamedTuple):
     scale: np.ndarray       # (B, 2)        factor applied to the predicted joints
 
 
-def sample_errors(protocol: Protocol, hands: PredictedHands, targets: Targets, model_regressor: Tensor) -> SampleErrors:
+def sample_errors(protocol: Protocol, hands: PredictedHands, targets: Targets, model_regressor: Tensor,
+                  shown: Tensor | None = None) -> SampleErrors:
     """Errors of predicted hands under a protocol.
 
     model_regressor: (2, 16, V), of the hand model whose meshes `hands` and `targets` hold.
+    shown: (B, 2) bool, the hands that the data set's hand_type names; None: both.
     """
     regressor = joint_regressor(model_regressor.double(), protocol.tip_vertices)
     true_mesh = _mesh(targets.vertices, regressor)
     truth = _truth(protocol, targets, true_mesh)
     has_mesh = targets.vertices_valid.bool() & (_bone(true_mesh.joints) >= _MIN_BONE)       # (B, 2)
     given = torch.ones_like(has_mesh) if hands.predicted is None else hands.predicted.bool()
+    shown = torch.ones_like(has_mesh) if shown is None else shown
     mesh = None if hands.vertices is None else _mesh(hands.vertices, regressor)
     joints = hands.joints.double() if hands.joints is not None else None
     if mesh is not None and (joints is None or protocol.joints == "mesh"):
@@ -147,13 +155,25 @@ def sample_errors(protocol: Protocol, hands: PredictedHands, targets: Targets, m
                                     targets.relative.double()).mean(dim=-1)
 
     both = given.all(dim=-1)
+    paired = both & shown.all(dim=-1) if protocol.pairs == "interacting" else both
     return SampleErrors(
         joints=_scored(joint_error, given[..., None] & truth.counted),
-        vertices=_scored(vertex_error, given & has_mesh),
-        relative=_scored(relative_error, both & truth.relative_known),
+        vertices=_scored(vertex_error, given & _counted_meshes(protocol, targets, has_mesh, shown)),
+        relative=_scored(relative_error, paired & truth.relative_known),
         pair=_scored(pair_error, both & has_mesh.all(dim=-1) & targets.relative_valid.bool()),
         scale=_scored(scale, given & truth.aligned),
     )
+
+
+def _counted_meshes(protocol: Protocol, targets: Targets, has_mesh: Tensor, shown: Tensor) -> Tensor:
+    """The meshes (B, 2) that MPVPE counts: all; of hands that are shown, those whose wrist is annotated; or those of
+    samples with an annotated wrist in which each hand that is shown has one."""
+    annotated = targets.joints_annotated_valid[..., WRIST].bool()
+    if protocol.meshes == "annotated":
+        return has_mesh & shown & annotated
+    if protocol.meshes == "complete":
+        return has_mesh & shown & ((has_mesh | ~shown).all(dim=-1) & annotated.any(dim=-1))[:, None]
+    return has_mesh
 
 
 class _Mesh(NamedTuple):

@@ -24,7 +24,7 @@ from msgspec import structs
 from torch import Tensor
 
 from common.errors import UserError
-from common.hands import WRIST
+from common.hands import WRIST, Hand
 from common.score.curves import (
     BinnedCurve,
     binned_curve,
@@ -97,10 +97,14 @@ class Scorer:
         targets = _rows_of(targets, rows)
         numbers = index[rows].cpu().numpy()
 
-        errors = [sample_errors(protocol, hands, targets, self.model_regressor) for protocol in self.tally.protocols]
+        named = [self.hand_type(number) for number in numbers.tolist()]
+        shown = torch.tensor([[name in (hand.label, "interacting") for hand in Hand] for name in named],
+                             device=index.device)
+        errors = [sample_errors(protocol, hands, targets, self.model_regressor, shown)
+                  for protocol in self.tally.protocols]
         hands_seen = targets.joints_valid[..., WRIST].bool()
         predicted = torch.ones_like(hands_seen) if hands.predicted is None else hands.predicted.bool()
-        types = [int(self.hand_type(number) == "interacting") for number in numbers.tolist()]
+        types = [TYPES.index("interacting" if name == "interacting" else "single") for name in named]
         names = [_recording(self.sample_id(number), number, len(self.tally.scored)) for number in numbers.tolist()]
 
         self.tally.add_sums(errors, names, types)
