@@ -1,7 +1,5 @@
 """How bright images are, measured once and kept in the index: some of InterHand2.6M are black."""
 
-import multiprocessing
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +7,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.images import BadImage, read_rgb
+from common.workers import map_in_processes
 from data.InterHand26M.annotations import BRIGHTNESS, Annotations
 from data.InterHand26M.filters import choose
 from data.InterHand26M.layout import Layout
@@ -47,12 +46,7 @@ def _means(paths: list[Path], workers: int) -> Iterator[float | str]:
     if workers == 1:
         yield from map(_mean, paths)
         return
-    with multiprocessing.get_context("spawn").Pool(workers, initializer=_start_worker) as pool:
-        yield from pool.imap(_mean, paths, chunksize=64)
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)    # Ctrl-C goes to all processes; the parent ends the others
+    yield from map_in_processes(_mean, paths, workers, chunk=64)
 
 
 def _mean(path: Path) -> float | str:

@@ -11,13 +11,11 @@ import _bootstrap
 
 import argparse
 import json
-import multiprocessing
 import os
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +28,7 @@ from common.geometry import vertex_normals
 from common.hands import MODEL16, Hand
 from common.mano.load import load_hand_model
 from common.view.rasterizer import rasterize
+from common.workers import map_in_processes
 from data.synthetic.picture.camera import STUDIO_SHARE, Camera, sample_cameras
 from data.synthetic.pose.arm import wrist_angles
 from data.synthetic.pose.families import sample_kind
@@ -99,13 +98,7 @@ def _all_blocks(blocks: list, workers: int) -> Iterator[tuple[list[Frame], float
     if workers == 1:
         yield from map(_measure_block, blocks)
         return
-    with multiprocessing.get_context("spawn").Pool(workers, initializer=_start_worker) as pool:
-        yield from pool.imap(_measure_block, blocks)
-
-
-def _start_worker() -> None:
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)    # Ctrl-C goes to all processes; the parent ends the others
+    yield from map_in_processes(_measure_block, blocks, workers, prepare=partial(torch.set_num_threads, 1))
 
 
 def _measure_block(block: tuple[int, range]) -> tuple[list[Frame], float]:

@@ -4,7 +4,6 @@ Each sequence writes its images and then its part of the annotations; when all p
 annotation files. Every file is written atomically.
 """
 
-import multiprocessing
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from common.hands import Hand
 from common.mano.load import load_hand_model
 from common.mano.model import HandModel
 from common.memory import keep_freed_memory
-from common.signals import obey_parent_alone, signals_held
+from common.workers import map_in_processes
 from data.hand_model_file import HAND_MODEL_FILE
 from data.synthetic import SETTINGS_FILE
 from data.synthetic.on_disk.annotations import (
@@ -135,19 +134,13 @@ def _render_all(root: Path, settings: Settings, todo: list[Sequence], workers: i
         with one_thread():
             yield from map(render_sequence, jobs)
         return
-    # Spawned: forking a process that has used torch's threads can hang.
-    context = multiprocessing.get_context("spawn")
     with one_thread():
-        with signals_held():
-            pool = context.Pool(min(workers, len(jobs)), initializer=_start_worker)
-        with pool:
-            yield from pool.imap_unordered(render_sequence, jobs)
+        yield from map_in_processes(render_sequence, jobs, min(workers, len(jobs)), prepare=_start_worker)
 
 
 def _start_worker() -> None:
     keep_freed_memory()
     torch.set_num_threads(1)
-    obey_parent_alone()
 
 
 @contextmanager
