@@ -126,6 +126,8 @@ def read_weights(path: Path) -> Trained:
         mean_joints = tensors.pop(_MEAN_JOINTS, torch.zeros(0))
         if mean_joints.shape != (len(Hand), NUM_JOINTS, 3):
             raise ValueError(f"'{_MEAN_JOINTS}' has the shape {tuple(mean_joints.shape)}")
+        if not mean_joints.isfinite().all():
+            raise ValueError(f"'{_MEAN_JOINTS}' holds numbers that are not finite")
     except (safetensors.SafetensorError, msgspec.MsgspecError, RecursionError, OSError, ValueError) as error:
         if is_exhausted(error):
             raise

@@ -100,6 +100,16 @@ def test_a_number_that_is_not_finite_in_another_process_stops_this_one(dataset, 
     torch.testing.assert_close(parameters_of(trainer.model), updates[-1], rtol=0, atol=0)
 
 
+def test_a_network_that_is_not_finite_any_more_replaces_no_snapshot(dataset, tmp_path):
+    """Statistics of batch normalisation can overflow in a step whose loss and gradients are finite."""
+    trainer = toy_trainer(dataset, tmp_path, save_every=1, keep_snapshots=1)
+    trainer.on_step = lambda trainer: trainer.progress.step == 2 and trainer.model.norm.running_var.fill_(math.inf)
+    with pytest.raises(UserError, match=r"after step 2, 1 tensors .* the first is 'norm.running_var'") as caught:
+        trainer.fit()
+    assert caught.value.exit_code == 3
+    assert load_latest(tmp_path / "model_dump")[0].step == 1 and resumed(dataset, tmp_path, epochs=1).fit() == 0
+
+
 def test_a_report_that_cannot_be_written_does_not_hide_why_the_run_stopped(dataset, tmp_path, caplog):
     trainer = toy_trainer(dataset, tmp_path)
     trainer.loss = Poisoned(trainer.loss, step=0, kind="nan")

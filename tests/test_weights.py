@@ -289,6 +289,28 @@ def test_tensors_of_another_network_are_refused(exported, tmp_path, change, reas
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize("tensor", ["backbone.conv1.weight", "backbone.bn1.running_var", "mean_joints"])
+def test_a_single_number_that_is_not_finite_is_refused_at_every_door(run, exported, config_file, tmp_path, tensor):
+    """The file is whole otherwise, and its digest is of what it holds."""
+    tensors = safetensors.torch.load_file(exported)
+    tensors[tensor].flatten()[-1] = torch.nan
+    with safetensors.safe_open(exported, framework="pt") as opened:
+        metadata = opened.metadata()
+    file = tmp_path / "other.safetensors"
+    safetensors.torch.save_file(tensors, file, metadata)
+    sign(file)
+    train = ("train.py", "--gpu", "cpu", "--config", config_file, "--set", f"output={tmp_path / 'run'}")
+    for command in [
+        ("test.py", "--gpu", "cpu", "--checkpoint", file, "--output", tmp_path),
+        ("demo.py", "--gpu", "cpu", "--checkpoint", file, "--output", tmp_path / "demo",
+         "--input", SHIPPED.parent / "examples"),
+        (*train, f"train.start_from={file}"), (*train, f"model.pretrained={file}"),
+    ]:
+        code, text = run(*command)
+        assert code == 2 and text.count("error: ") == 1 and "not finite" in text and tensor.split(".")[-1] in text
+    assert not (tmp_path / "run" / "model_dump").exists()
+
+
 # ---------------------------------------------------------------- where weights are used
 
 def test_a_backbone_starts_from_a_file_of_weights(snapshot, exported):

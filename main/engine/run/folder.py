@@ -7,7 +7,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError
+import torch
+
+from common.errors import EXIT_DIVERGED, UserError
 from common.files import from_repository, stored_sha256, write_json
 from common.mano.model import HandModel, check_same_model
 from main.config import Config, changes, config_from_dict, config_to_dict, keys_fixing, refuse_changes
@@ -67,7 +69,14 @@ class RunFolder:
             check_space(self.snapshots, snapshot_bytes, keep + _KEPT_BESIDES)
 
     def save(self, snapshot: Snapshot, path: Path, keep: int) -> None:
-        """Write a snapshot, in the main process, and delete old ones."""
+        """Write a snapshot, in the main process, and delete old ones. UserError with exit code 3 if the network has
+        numbers that are not finite: no program would take it."""
+        broken = [name for name, value in snapshot.model.items() if not torch.isfinite(value).all()]
+        if broken:
+            raise UserError(f"Training has diverged: after step {snapshot.step}, {len(broken)} tensors of the network "
+                            f"are not finite, the first is '{broken[0]}'. {path.name} is not written.",
+                            "Go on from the snapshot before it, if there is one, with a lower train.lr or "
+                            "train.max_grad_norm=1.", EXIT_DIVERGED)
         with self.process.saving:
             save_snapshot(snapshot, path)
             remove_old_snapshots(self.snapshots, keep, snapshot.best and snapshot.best[0])
