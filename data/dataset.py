@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from common.errors import UserError
+from common.errors import EXIT_ENVIRONMENT, UserError
 from common.hands import NUM_JOINTS, WRIST
 from common.images import BadImage, is_black, read_rgb
 from common.types import Sample
@@ -96,6 +96,8 @@ def read_record(reader: Reader, index: int) -> Record:
         with np.errstate(all="ignore"):     # what is not finite is found below
             record = reader.read(index)
     except UserError as error:
+        if error.exit_code == EXIT_ENVIRONMENT:     # no fault of the sample
+            raise
         raise BadSample(Reason.LABELS_UNREADABLE, error.message) from None
     check_record(record)
     return record

@@ -1,7 +1,9 @@
 """The tool finds before training what training would leave out, and says so with its exit code."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +11,10 @@ from pathlib import Path
 import pytest
 from fixtures_hic import write_hic
 from fixtures_interhand import write_interhand
+from forks import run_in_fork
 from PIL import Image
 
-from common.errors import UserError
+from common.errors import EXIT_ENVIRONMENT, UserError
 from data import build_reader
 from data.checks import Reason
 from data.dataset import TwoHandDataset
@@ -217,3 +220,20 @@ def test_the_command_ends_with_its_exit_code(copy):
     assert done.returncode == 4 and "image black" in done.stdout and "Traceback" not in done.stderr
     done = subprocess.run([*command, "data.root=/nowhere"], capture_output=True, text=True, cwd="/")
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("message", "workers"), [
+    (None, 2), ("a.npy cannot be read: Too many open files.", 0), ("a.npy cannot be read: Too many open files.", 2)])
+def test_what_the_machine_lacks_is_the_fault_of_no_sample(written, hand_model, monkeypatch, message, workers):
+    """A process is killed as where the memory is full, or no more files can be opened."""
+    reader = build_reader("InterHand26M", root=written, split="train", hand_model=hand_model, filter="all",
+                          box_source="vertices")
+
+    def read(index: int) -> None:
+        if message is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise UserError(message, exit_code=EXIT_ENVIRONMENT)
+
+    monkeypatch.setattr(reader, "read", read)
+    status = run_in_fork(lambda: verify_data.examine(reader, workers) and 0)
+    assert os.waitstatus_to_exitcode(status) == EXIT_ENVIRONMENT

@@ -33,7 +33,7 @@ from data.schema import Reader
 from main.build import build_dataset, build_hand_model
 from main.config import Config, load_config, mano_overrides
 from main.engine.bad_samples import BadSamples
-from main.engine.batches import batches, build_loader
+from main.engine.batches import batches, build_loader, dead_loaders_told
 from main.engine.evaluator import samples_sha256
 from main.engine.processes.launch import Process
 from tool.arguments import evaluate_parser
@@ -111,6 +111,7 @@ def join(file: PredictionFile, reader: Reader, *, allow_missing: bool) -> np.nda
 
 
 @torch.inference_mode()
+@dead_loaders_told()
 def score(file: PredictionFile, rows: np.ndarray, dataset: TwoHandDataset, config: Config, bad: BadSamples) -> Tally:
     """Score the predictions of all samples that have one; `bad` counts those that cannot be used.
 

@@ -30,7 +30,7 @@ from data.schema import NoSuchSplit, Reader
 from data.synthetic.on_disk.preset import load_preset, print_verdict
 from main.build import build_dataset, build_hand_model
 from main.config import Config, load_config, mano_overrides
-from main.engine.batches import loaded, start_worker
+from main.engine.batches import dead_loaders_told, loaded, start_worker
 from tool.arguments import SPLITS, verify_data_parser
 
 SHOWN = 3       # of each reason; --json has all
@@ -95,6 +95,7 @@ def _readers(config: Config, hand_model: HandModel, name: str, splits: list[str]
         raise missing
 
 
+@dead_loaders_told()
 def examine(reader: Reader, workers: int, limit: int = 0) -> dict[str, Any]:
     """What is wrong with the samples of a reader, as plain values; with a limit of so many, evenly spread."""
     count = min(limit, len(reader)) if limit else len(reader)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader
 
-from common.errors import EXIT_ENVIRONMENT, UserError
+from common.errors import EXIT_ENVIRONMENT, EXIT_USER_ERROR, UserError, is_exhausted
 from common.signals import obey_parent_alone, signals_held
 from common.types import Sample, Stages, TwoHandBatch, map_tensors
 from data.augment import float_image
@@ -183,8 +183,10 @@ def loaded(loader: DataLoader[Sample]) -> Iterator[Sample]:
         except StopIteration:
             return
         except UserError as error:
-            # A loader process hands its error over as the text of a traceback.
-            raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
+            # A loader process hands its error over as the text of a traceback, without its exit code.
+            text = str(error).rpartition("UserError: ")[2].strip()
+            raise UserError(text, exit_code=EXIT_ENVIRONMENT if is_exhausted(OSError(text)) else EXIT_USER_ERROR
+                            ) from None
         except MemoryError as error:
             raise _lost_loader(str(error).splitlines()[0]) from None
         except (ConnectionError, EOFError) as error:
