@@ -170,3 +170,34 @@ def test_training_with_too_few_open_files_says_so_and_never_waits(config_file, t
         found, told = finished(process)
     assert found == code and "Traceback" not in told and "validate_every" not in told, told
     assert not code or "open files" in told or "may open" in told
+
+
+# A /dev/shm of the program's own, as containers have them: without room for a lock, or read-only.
+SHARED_MEMORY = {"full": "mount -t tmpfs -o size=64k none /dev/shm; head -c 70000 /dev/zero > /dev/shm/rest 2>&-",
+                 "read-only": "mount -t tmpfs -o ro none /dev/shm"}
+
+
+@pytest.mark.slow
+@pytest.mark.scorecard("fault runs")
+@pytest.mark.parametrize("memory", SHARED_MEMORY)
+@pytest.mark.parametrize(("words", "code"), [
+    ("main/train.py --gpu cpu --config CONFIG --set output=HERE data.workers=2", 5),
+    ("main/train.py --gpu cpu --config CONFIG --set output=HERE data.workers=0", 0),
+    ("main/test.py --gpu cpu --checkpoint WEIGHTS --output HERE --set data.root=DATA data.filter=all data.workers=2",
+     5),
+    ("tool/verify_data.py --config CONFIG --split test --set data.workers=2", 5),
+    ("tool/build_index.py DATA --dark", 5),
+])
+def test_shared_memory_without_room_is_told_in_one_sentence(config_file, tmp_path, memory, words, code):
+    own = ["unshare", "--map-root-user", "--mount", "bash", "-c"]
+    if subprocess.run([*own, SHARED_MEMORY["read-only"]], stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("this machine gives programs no mounts of their own")
+    places = {"HERE": tmp_path, "CONFIG": config_file, "DATA": config_file.parent / "data",
+              "WEIGHTS": ROOT / "common/assets/lgnet_rendered.safetensors"}
+    for name, place in places.items():
+        words = words.replace(name, str(place))
+    program, *rest = words.split()
+    done = subprocess.run([*own, SHARED_MEMORY[memory] + '; exec "$@"', "bash", sys.executable, str(ROOT / program),
+                           *rest], capture_output=True, text=True)
+    assert done.returncode == code and "Traceback" not in done.stdout + done.stderr, done.stderr
+    assert done.stderr.count("error: ") == (code > 0)

@@ -4,6 +4,7 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import Event, Queue
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
@@ -154,6 +155,13 @@ def allow_open_files(count: int) -> None:
                             EXIT_ENVIRONMENT) from None
 
 
+def try_room_for_processes(workers: int) -> None:
+    """OSError if there is no room for the locks that so many loader processes share; they lie in /dev/shm. Torch would
+    find that out with an iterator half made, which prints a traceback of its own when it is deleted."""
+    if workers:
+        _held: list[object] = [Event(), *(Queue() for _ in range(workers + 1))]     # at once, as torch makes them
+
+
 def start_worker(_worker: int) -> None:
     """`worker_init_fn` of every loader: the processes share the cores, so each computes on one thread."""
     torch.set_num_threads(1)
@@ -175,6 +183,7 @@ def on_device(samples: Sample, device: torch.device) -> TwoHandBatch:
 
 def loaded(loader: DataLoader[Sample]) -> Iterator[Sample]:
     """What the loader gives. What goes wrong in its processes is told as the user's error it is."""
+    try_room_for_processes(loader.num_workers)
     with signals_held():
         iterator = iter(loader)
     while True:
