@@ -1,8 +1,7 @@
 """Files that are complete or absent, with a SHA-256 beside those that matter, and JSON.
 
-What `write_signed` writes is two files: NAME and
-NAME.sha256, a line that `sha256sum -c` reads. The second is written last: without it, or with another digest in it, the
-first does not count.
+What `write_signed` writes is two files: NAME and NAME.sha256, a line that `sha256sum -c` reads. The second is written
+last: without it, or with another digest in it, the first does not count.
 """
 
 import contextlib

@@ -50,7 +50,7 @@ class Protocol:
     tip_vertices: tuple[int, ...] = TIP_VERTICES    # of G
     mpvpe: Literal["hands", "samples"] = "hands"    # what it is a mean over; a sample's is the mean of its hands'
     meshes: Literal["all", "annotated", "complete"] = "all"     # that MPVPE counts: see `_counted_meshes`
-    pairs: Literal["all", "interacting"] = "all"    # samples that MRRPE counts, of those with both wrists
+    mrrpe: Literal["all", "interacting"] = "all"    # samples that it counts, of those with both wrists
     aliases: tuple[str, ...] = ()
 
     def definition(self) -> dict[str, Any]:
@@ -71,10 +71,10 @@ PROTOCOLS = {protocol.name: protocol for protocol in (
     Protocol("interwild_mesh", root=WRIST, scaled=False, truth="mesh", joints="mesh", masked=False,
              averaging="per_joint_and_type", metrics=("mpjpe", "mpvpe", "mrrpe", "rrve"), set="ih_hm",
              source="InterWild's code for HIC, which has no annotated joints", tip_vertices=INTERWILD_TIP_VERTICES,
-             pairs="interacting"),
+             mrrpe="interacting"),
     Protocol("internet", root=WRIST, scaled=False, truth="annotated", joints="given", masked=True,
              averaging="per_joint", metrics=("mpjpe", "mrrpe"), set="all", source="InterHand2.6M's code",
-             pairs="interacting"),
+             mrrpe="interacting"),
     Protocol("eanet", root=MIDDLE_MCP, scaled=True, truth="mesh", joints="mesh", masked=True,
              averaging="per_joint_and_type", mpvpe="samples", meshes="complete",
              metrics=("mpjpe", "mpvpe", "mrrpe"), set="all",
@@ -155,7 +155,7 @@ def sample_errors(protocol: Protocol, hands: PredictedHands, targets: Targets, m
                                     targets.relative.double()).mean(dim=-1)
 
     both = given.all(dim=-1)
-    paired = both & shown.all(dim=-1) if protocol.pairs == "interacting" else both
+    paired = both & shown.all(dim=-1) if protocol.mrrpe == "interacting" else both
     return SampleErrors(
         joints=_scored(joint_error, given[..., None] & truth.counted),
         vertices=_scored(vertex_error, given & _counted_meshes(protocol, targets, has_mesh, shown)),
@@ -283,8 +283,8 @@ class Sums(NamedTuple):
     area_n: np.ndarray
     vertices: np.ndarray        # (…, 2)        mm
     vertices_n: np.ndarray
-    meshes: np.ndarray          # (…)           mm, the mean of a sample's hands
-    meshes_n: np.ndarray
+    sample_vertices: np.ndarray     # (…)       mm, the mean of a sample's hands
+    sample_vertices_n: np.ndarray
     relative: np.ndarray        # (…)           mm
     relative_n: np.ndarray
     pair: np.ndarray            # (…)           mm
@@ -309,12 +309,12 @@ def sample_sums(protocol: Protocol, errors: SampleErrors, pck: PckOptions) -> np
     share = np.maximum(0, 1 - counted / AUC_END)
     known_hands = ~np.isnan(errors.vertices)
     with np.errstate(divide="ignore", invalid="ignore"):
-        meshes = np.where(known_hands, errors.vertices, 0).sum(axis=1) / known_hands.sum(axis=1)
+        of_sample = np.where(known_hands, errors.vertices, 0).sum(axis=1) / known_hands.sum(axis=1)
     sums = (
         np.ones(len(counted)), *_sum_and_count(errors.joints),
         *(part.sum(axis=(1, 2)) for part in _sum_and_count(share)), within.sum(axis=(1, 2)),
         np.trapezoid(within.astype(float), THRESHOLDS), ~np.isnan(counted), *_sum_and_count(errors.vertices),
-        *_sum_and_count(meshes), *_sum_and_count(errors.relative), *_sum_and_count(errors.pair),
+        *_sum_and_count(of_sample), *_sum_and_count(errors.relative), *_sum_and_count(errors.pair),
         *_sum_and_count(errors.scale),
     )
     return np.concatenate([column.reshape(len(counted), -1) for column in sums], axis=1, dtype=np.float64)
@@ -346,7 +346,7 @@ def averages(protocol: Protocol, sums: Sums) -> dict[str, np.ndarray]:
     by_type, by_sample = protocol.averaging == "per_joint_and_type", protocol.mpvpe == "samples"
     means = {
         "mpjpe": _mean_joints(protocol, sums.joints, sums.joints_n),
-        "mpvpe": _ratio(pooled.meshes, pooled.meshes_n) if by_sample else over_hands,
+        "mpvpe": _ratio(pooled.sample_vertices, pooled.sample_vertices_n) if by_sample else over_hands,
         "mrrpe": _ratio(pooled.relative, pooled.relative_n),
         "rrve": _ratio(pooled.pair, pooled.pair_n) if "rrve" in protocol.metrics else None,
         "mpjpe_pooled": _mean_of_means(pooled.joints, pooled.joints_n) if by_type else None,

@@ -20,7 +20,7 @@ def read_boxes(path: Path) -> dict[str, Box]:
     try:
         values = read_json(path, EXAMPLE)
     except UserError as error:
-        raise UserError(f"--boxes: {error.message}", error.hint) from None
+        raise UserError(f"--boxes: {error.message}", error.hint, error.exit_code) from None
     if not isinstance(values, dict):
         raise UserError(f"--boxes: {path} holds a {type(values).__name__} at its top level.", EXAMPLE)
     return {name: _checked(path, name, box) for name, box in values.items()}

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import torch
 
-from common.errors import EXIT_INTERRUPTED, UserError
+from common.errors import EXIT_INTERRUPTED, UserError, as_user_error
 from common.files import cannot_read, from_repository, read_json, sha256_of, write_atomically
 from data.schema import Reader
 from data.synthetic import SETTINGS_FILE
@@ -91,8 +91,9 @@ def recorded(train: Callable[[], Outcome], run: RunFolder, reader: Reader, progr
         code, result = EXIT_INTERRUPTED, "stopped by SIGINT"
         raise
     except BaseException as error:
-        code = getattr(error, "exit_code", 1)
-        result = f"failed: {' '.join(str(error).split()) or type(error).__name__}"
+        told = as_user_error(error)
+        code = 1 if told is None else told.exit_code
+        result = f"failed: {' '.join(str(told or error).split()) or type(error).__name__}"
         raise
     finally:
         try:
