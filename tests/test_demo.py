@@ -390,15 +390,16 @@ def test_without_input_the_images_of_the_repository_are_used_and_nothing_is_repl
 
 
 @pytest.mark.parametrize(("flag", "source", "folder"), [
-    ("--input", "wide.jpg", "wide"), ("--img_path", "wide.jpg", "wide"), ("--input", ".", "pictures"),
-    ("--input", "../pictures/höhe.png", "höhe")])
+    ("--input", "wide.jpg", "wide"), ("--img_path", "wide.jpg", "wide"), ("--input", ".", ""),
+    ("--input", "../{}/höhe.png", "höhe")])
 def test_results_without_a_named_place_go_into_a_folder_of_the_inputs_name(run_demo, pictures: Path, tmp_path,
                                                                            monkeypatch, flag, source, folder):
     """What exists there is not replaced."""
     monkeypatch.setattr("main.demo.OUTPUT", tmp_path / "out")
     monkeypatch.chdir(pictures)
-    assert pictures.name == "pictures" and run_demo(flag, source) == 0
-    assert list((tmp_path / "out" / folder / "panel").iterdir())
+    source = source.format(pictures.name)
+    assert run_demo(flag, source) == 0
+    assert list((tmp_path / "out" / (folder or pictures.name) / "panel").iterdir())
     with pytest.raises(UserError, match="results exist already.*--resume"):
         run_demo(flag, source)
 
