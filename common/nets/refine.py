@@ -24,7 +24,7 @@ class VertexInputs(NamedTuple):
 
 
 class VertexProjection(nn.Module):
-    """One matrix applied to all vertex features, (778, B, hidden): concat(features, sample(tokens)).
+    """One matrix applied to all vertex features, (B, 778, hidden): concat(features, sample(tokens)).
 
     Sampling is linear, and there are fewer tokens than vertices, so the tokens go through the matrix before they are
     sampled.
@@ -37,7 +37,7 @@ class VertexProjection(nn.Module):
 
     def forward(self, inputs: VertexInputs) -> Tensor:
         sampled = sample_tokens(self.from_tokens(inputs.tokens), inputs.points)
-        return self.from_features(inputs.features.transpose(0, 1)) + sampled.transpose(0, 1)
+        return self.from_features(inputs.features) + sampled
 
 
 class OffsetNet(nn.Module):
@@ -63,7 +63,7 @@ class OffsetNet(nn.Module):
         self.layers = nn.Sequential(GraphConvBlock(first, 64), *residual, TokenBatchNorm(64), last)
 
     def forward(self, features: Tensor, tokens: Tensor, points: Tensor) -> Tensor:
-        return self.layers(VertexInputs(features, tokens, points)).transpose(0, 1)
+        return self.layers(VertexInputs(features, tokens, points))
 
 
 class RefineStage(nn.Module):

@@ -91,7 +91,7 @@ class LocalOnly(nn.Module):
 
 
 class Chebyshev(nn.Module):
-    """Chebyshev convolution of order K = 2, eq. 2, on (N, B, C)."""
+    """Chebyshev convolution of order K = 2, eq. 2, on (B, N, C)."""
 
     def __init__(self, channels: int, edges: Tensor):
         super().__init__()
@@ -101,7 +101,7 @@ class Chebyshev(nn.Module):
         self.register_buffer("edges", edges, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x.transpose(0, 1), self.edges).transpose(0, 1)
+        return self.conv(x, self.edges)
 
 
 class CoarseMesh(nn.Module):
