@@ -19,7 +19,7 @@ from common.hands import NUM_VERTICES
 from common.settings import Weight
 from common.types import HandPrediction, Stages, Targets
 
-AUXILIARY = ("joint_25d", "joint_projected", "relative", "pose", "shape")
+AUXILIARY = ("joint_25d", "joint_projected", "relative", "pose", "shape", "presence")
 TERMS = ("mesh", "joint", "normal", "edge", "laplacian", *AUXILIARY)
 
 
@@ -60,6 +60,7 @@ class LossConfig:
     relative: Weight = 1.0
     pose: Weight = 1.0
     shape: Weight = 1.0
+    presence: Weight = 0.1
 
 
 class TwoHandLoss(nn.Module):
@@ -81,11 +82,12 @@ class TwoHandLoss(nn.Module):
 
     def forward(self, stages: Stages, targets: Targets) -> dict[str, Tensor]:
         """Every term is a scalar; lengths are metres before weighting, except where its function says otherwise. Stages
-        without 2.5D joints have no `joint_25d`."""
+        without 2.5D joints have no `joint_25d`, those that do not say which hands there are no `presence`."""
         meshes = [stages.mesh] if stages.refined is None else [stages.mesh, stages.refined]
         with torch.autocast(targets.vertices.device.type, enabled=False):
             joint = {} if stages.joint is None else {"joint_25d": self._joint_25d(stages.joint.joints_cells, targets)}
-            terms = self._paper_terms(meshes, targets) | joint | self._aux_terms(meshes, targets)
+            presence = {} if stages.presence is None else {"presence": presence_loss(stages.presence, targets)}
+            terms = self._paper_terms(meshes, targets) | joint | self._aux_terms(meshes, targets) | presence
             terms = {name: self.weights[name] * term for name, term in terms.items()}
             return terms | {"total": torch.stack(list(terms.values())).sum()}
 
@@ -119,6 +121,13 @@ class TwoHandLoss(nn.Module):
         """L1 in `_grid` between a mesh's joints under the weak camera and the annotated image joints."""
         target = crop_to_grid(targets.joints_crop, self.input_size)
         return masked_l1(project_weak(joints, camera), target, targets.joints_valid)
+
+
+def presence_loss(logits: Tensor, targets: Targets) -> Tensor:
+    """Cross-entropy of each hand's presence, in nats."""
+    present = hide_invalid(targets.present, logits.sigmoid(), targets.present_valid)
+    entropy = F.binary_cross_entropy_with_logits(logits, present, reduction="none")
+    return masked_mean(entropy, targets.present_valid)
 
 
 class SurfaceLoss(nn.Module):

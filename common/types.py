@@ -34,11 +34,14 @@ class Targets(NamedTuple):
     joints_annotated: Tensor    # (B, 2, 21, 3)    camera frame: the dataset's own (triangulated) joints, never G·mesh
     mano: ManoParams
 
+    present: Tensor         # (B, 2)           1 for a hand that the image shows, annotated or not
+
     vertices_valid: Tensor  # (B, 2)           the hand has a mesh
     joints_valid: Tensor    # (B, 2, 21)       joints[...] is annotated
     joints_annotated_valid: Tensor  # (B, 2, 21)   in the image and in 3D; none for a hand without its wrist
     relative_valid: Tensor  # (B,)             both wrists are annotated
     mano_valid: Tensor      # (B, 2)           the hand has model parameters
+    present_valid: Tensor   # (B, 2)           it is known whether the image shows the hand
 
 
 class Sample(NamedTuple):
@@ -85,6 +88,7 @@ class Stages(NamedTuple):
     mesh: HandPrediction                    # M_r, the coarse mesh
     refined: HandPrediction | None = None   # M_f = M_r + ΔM
     joint: JointPrediction | None = None
+    presence: Tensor | None = None          # (B, 2) logits: the image shows the hand
 
     @property
     def final(self) -> HandPrediction:
@@ -107,6 +111,14 @@ class TwoHands(NamedTuple):
     scale_px_per_m: np.ndarray  # (2,)             weak perspective: pixel = scale · (x, y) relative to the own wrist
     wrist_px: np.ndarray        # (2, 2)             + the wrist's pixel in the image
     crop_px: np.ndarray         # (3,)             centre x, y and side of the square that the network saw, pixels
+    presence: np.ndarray        # (2,)             probability that the image shows the hand; 1: not known
+    confidence: np.ndarray      # (2, 21)          probability that a joint lies within a tenth of the hand's size of
+                                #                  its true place in the image
+
+    @property
+    def present(self) -> np.ndarray:
+        """(2,) bool. What is said of a hand that is not present is meaningless."""
+        return self.presence >= 0.5
 
     @property
     def wrists(self) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.geometry import crop_affine, rotation_about_z, square_box
+from common.geometry import SquareBox, crop_affine, rotation_about_z, square_box
 from common.hands import (
     NUM_JOINTS,
     NUM_MODEL_JOINTS,
@@ -25,7 +25,10 @@ from common.hands import (
 )
 from common.settings import Range, Share
 from common.types import ManoParams, Sample, Targets
+from data.damage import Damage, damaged, draw_damage
 from data.schema import Record
+
+_MIN_EMPTY, _MIN_EMPTY_SHARE = 24, 0.4      # side of a crop without hands: pixels, share of the hands' box
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,11 @@ class AugmentConfig:
     rotation_probability: Share = 0.6
     flip_probability: Share = 0.5
     color: Share = 0.2                      # each channel × U(1 − color, 1 + color)
+    # What follows is ours, for photographs that nobody prepared: off unless asked for.
+    shift: Share = 0.0                      # of the box's side, in a random direction × U(0, 1)
+    far_probability: Share = 0.0            # that the box is 1 to 3 times as large, as of hands not yet found
+    empty_probability: Share = 0.0          # that the crop shows a part of the image without hands, if there is one
+    damage_probability: Share = 0.0         # of each kind of damage: see `data.damage`
 
 
 class View(NamedTuple):
@@ -47,17 +55,26 @@ class View(NamedTuple):
     rotation_deg: float = 0.0                               # positive: counter-clockwise on screen
     scale: float = 1.0                                      # of the box
     color: tuple[float, float, float] = (1.0, 1.0, 1.0)     # gain of red, green, blue
+    shift: tuple[float, float] = (0.0, 0.0)                 # of the box, in its sides
+    empty: int | None = None                                # the crop lies beside the hands; chooses where
+    damage: Damage = Damage()                               # to the pixels
 
 
 def draw_view(ranges: AugmentConfig, rng: np.random.Generator) -> View:
     """A random view. Every draw is made every time, so that no range changes what another one draws."""
     scale, rotation = np.clip(rng.standard_normal(2), (-1, -2), (1, 2))
     turns, flips = rng.random(2) < (ranges.rotation_probability, ranges.flip_probability)
+    color = rng.uniform(1 - ranges.color, 1 + ranges.color, size=3)
+    angle, length, far = rng.random(3) * (2 * np.pi, ranges.shift, 2)
+    is_far, is_empty = rng.random(2) < (ranges.far_probability, ranges.empty_probability)
     return View(
         flip=bool(flips),
         rotation_deg=float(ranges.rotation * rotation) if turns else 0.0,
-        scale=float(1 + ranges.scale * scale),
-        color=tuple(rng.uniform(1 - ranges.color, 1 + ranges.color, size=3).tolist()),
+        scale=float((1 + ranges.scale * scale) * (1 + far * is_far)),
+        color=tuple(color.tolist()),
+        shift=(float(length * np.cos(angle)), float(length * np.sin(angle))),
+        empty=int(rng.integers(2**31)) if is_empty else None,
+        damage=draw_damage(ranges.damage_probability, rng),
     )
 
 
@@ -69,11 +86,17 @@ def make_sample(record: Record, image: np.ndarray, index: int, *, size: int, box
     """
     if view.flip:
         record, image = mirror_record(record), cv2.flip(image, 1)
-    crop_from_image = crop_affine(square_box(record.box_px, box_ratio), size, view.scale, view.rotation_deg)
+    box = square_box(record.box_px, box_ratio)
+    beside = None if view.empty is None else square_beside(record, view.empty)
+    if beside is None:
+        square = SquareBox(box.center + box.side * np.array(view.shift), box.side)
+    else:
+        square, record = beside, without_hands(record)
+    crop_from_image = crop_affine(square, size, view.scale if beside is None else 1.0, view.rotation_deg)
     turn = rotation_about_z(view.rotation_deg)
     camera_crop = crop_from_image @ record.camera @ turn.T
     return Sample(
-        pixels=_crop_image(image, crop_from_image, size),
+        pixels=_crop_image(image, crop_from_image, size, view.damage),
         gain=_float32(np.array(view.color)) / 255,
         targets=_targets(rotate_record(record, turn), camera_crop),
         camera_crop=_float32(camera_crop),
@@ -95,8 +118,9 @@ def empty_sample(index: int, fault: int, size: int) -> Sample:
         wrist=torch.tensor([[0.0, 0.0, 1.0]] * 2),      # at 0 its projection would not be finite
         relative=none(3), joints_crop=none(2, NUM_JOINTS, 2), joints_annotated=none(2, NUM_JOINTS, 3),
         mano=ManoParams(torch.eye(3).repeat(2, NUM_MODEL_JOINTS, 1, 1), none(2, NUM_SHAPE)),
+        present=none(2),
         vertices_valid=none(2), joints_valid=none(2, NUM_JOINTS), joints_annotated_valid=none(2, NUM_JOINTS),
-        relative_valid=none(), mano_valid=none(2),
+        relative_valid=none(), mano_valid=none(2), present_valid=none(2),
     )
     return Sample(torch.zeros(3, size, size, dtype=torch.uint8), none(3), targets, torch.eye(3), torch.tensor(index),
                   torch.tensor(fault))
@@ -120,8 +144,8 @@ def mirror_record(record: Record) -> Record:
     camera[0, 2] = width - 1 - camera[0, 2]
     box = record.box_px.copy()
     box[:, 0] = width - 1 - box[::-1, 0]
-    swapped = {key: getattr(record, key)[::-1].copy()
-               for key in ("shape", "vertices_valid", "joints_valid", "joints_annotated_valid", "mano_valid")}
+    of_hands = ("shape", "vertices_valid", "joints_valid", "joints_annotated_valid", "mano_valid", "present")
+    swapped = {key: getattr(record, key)[::-1].copy() for key in of_hands}
     return record._replace(
         camera=camera, box_px=box, **swapped,
         vertices_cam=mirror_points(torch.from_numpy(record.vertices_cam)).numpy(),
@@ -139,9 +163,37 @@ def rotate_record(record: Record, rotation: np.ndarray) -> Record:
     return record._replace(**turned, rotations=rotations)
 
 
-def _crop_image(image: np.ndarray, crop_from_image: np.ndarray, size: int) -> Tensor:
+def square_beside(record: Record, choice: int) -> SquareBox | None:
+    """A square of the image that its hands do not touch, nor one turned about its centre; None if there is none.
+
+    choice: any number ≥ 0, which chooses among them.
+    """
+    width, height = record.image_size
+    low, high = record.box_px
+    rng = np.random.default_rng(choice)
+    # Left of the hands, right of them, above and below: what room there is, along and across.
+    rooms = [(np.array([0, 0]), np.array([low[0], height])), (np.array([high[0], 0]), np.array([width, height])),
+             (np.array([0, 0]), np.array([width, low[1]])), (np.array([0, high[1]]), np.array([width, height]))]
+    smallest = max(_MIN_EMPTY, _MIN_EMPTY_SHARE * float((high - low).max()))
+    rooms = [(start, end) for start, end in rooms if (end - start).min() / np.sqrt(2) >= smallest]
+    if not rooms:
+        return None
+    start, end = rooms[rng.integers(len(rooms))]
+    side = rng.uniform(smallest, (end - start).min() / np.sqrt(2))
+    half = side / np.sqrt(2)
+    return SquareBox(rng.uniform(start + half, end - half), float(side))
+
+
+def without_hands(record: Record) -> Record:
+    """The record as one that shows no hand and annotates nothing."""
+    masks = ("vertices_valid", "joints_valid", "joints_annotated_valid", "mano_valid", "present")
+    return record._replace(**{key: np.zeros_like(getattr(record, key)) for key in masks})
+
+
+def _crop_image(image: np.ndarray, crop_from_image: np.ndarray, size: int, damage: Damage) -> Tensor:
     """(3, S, S) uint8 in the image's order of channels; black outside the image."""
     crop = cv2.warpAffine(image, crop_from_image[:2], (size, size), flags=cv2.INTER_LINEAR)
+    crop = damaged(crop, damage)
     return torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1)))
 
 
@@ -159,11 +211,13 @@ def _targets(record: Record, camera_crop: np.ndarray) -> Targets:
         joints_crop=_float32(homogeneous[..., :2] / homogeneous[..., 2:] * valid),
         joints_annotated=_float32(record.joints_annotated_cam * record.joints_annotated_valid[..., None]),
         mano=ManoParams(_float32(record.rotations), _float32(record.shape)),
+        present=_float32(record.present),
         vertices_valid=_float32(record.vertices_valid),
         joints_valid=_float32(record.joints_valid),
         joints_annotated_valid=_float32(record.joints_annotated_valid),
         relative_valid=torch.tensor(float(has_both)),
         mano_valid=_float32(record.mano_valid),
+        present_valid=torch.ones(2),
     )
 
 

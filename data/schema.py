@@ -36,6 +36,7 @@ class Record(NamedTuple):
     joints_valid: np.ndarray        # (2, 21) bool      all False for a hand whose wrist is not annotated
     joints_annotated_valid: np.ndarray  # (2, 21) bool  the same; all False where a set has none
     mano_valid: np.ndarray          # (2,) bool         the hand has model parameters
+    present: np.ndarray             # (2,) bool         the image shows the hand, annotated or not: by hand_type
 
 
 class NoSuchSplit(UserError):

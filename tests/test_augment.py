@@ -15,7 +15,17 @@ from common.geometry import crop_affine, project, square_box
 from common.hands import WRIST, Hand, joint_regressor
 from common.mano.model import HandModel, ManoLayer
 from common.predict.flip import mirrored_crop
-from data.augment import AugmentConfig, View, draw_view, float_image, make_sample, mirror_record, rotate_record
+from data.augment import (
+    AugmentConfig,
+    View,
+    draw_view,
+    float_image,
+    make_sample,
+    mirror_record,
+    rotate_record,
+    square_beside,
+)
+from data.damage import Damage
 from data.schema import Record
 
 RANGES = AugmentConfig(scale=0.25, rotation=30, rotation_probability=0.6, flip_probability=0.5, color=0.2)
@@ -24,7 +34,8 @@ CAMERA = np.array([[1267.0, 0, 139.4], [0, 1263, 262.9], [0, 0, 1]])    # princi
 GREY = np.full((HEIGHT, WIDTH, 3), 128, dtype=np.uint8)
 
 views = st.builds(View, flip=st.booleans(), rotation_deg=st.floats(-180, 180), scale=st.floats(0.5, 2),
-                  color=st.just((1.0, 1.0, 1.0)))
+                  color=st.just((1.0, 1.0, 1.0)), shift=st.tuples(*[st.floats(-0.5, 0.5)] * 2), empty=st.none(),
+                  damage=st.just(Damage()))
 
 
 def make_record(model: HandModel, seed: int = 0) -> Record:
@@ -40,7 +51,7 @@ def make_record(model: HandModel, seed: int = 0) -> Record:
         Path("frame.jpg"), (WIDTH, HEIGHT), CAMERA, vertices, joints, joints.copy(),
         Rotation.from_rotvec(pose.reshape(-1, 3)).as_matrix().reshape(2, 16, 3, 3), shape,
         np.stack([pixels.min(0), pixels.max(0)]), np.ones(2, bool), np.ones((2, 21), bool), np.ones((2, 21), bool),
-        np.ones(2, bool))
+        np.ones(2, bool), np.ones(2, bool))
 
 
 def project_by_hand(points: np.ndarray) -> np.ndarray:
@@ -51,9 +62,11 @@ def project_by_hand(points: np.ndarray) -> np.ndarray:
 def crop_by_three_points(record: Record, view: View, size: int) -> np.ndarray:
     """The crop's affine (2, 3) as InterHand2.6M's own code makes it: three points and OpenCV."""
     low, high = record.box_px
-    center, half, angle = (low + high) / 2, (high - low).max() / 0.8 * view.scale / 2, np.deg2rad(view.rotation_deg)
+    half, angle = (high - low).max() / 0.8 * view.scale / 2, np.deg2rad(view.rotation_deg)
+    center = (low + high) / 2
     if view.flip:
         center[0] = WIDTH - 1 - center[0]
+    center = center + (high - low).max() / 0.8 * np.array(view.shift)
     ends = np.array([[0, 0], [-np.sin(angle), np.cos(angle)], [np.cos(angle), np.sin(angle)]])
     target = np.array([[size / 2, size / 2], [size / 2, size], [size, size / 2]])
     return np.linalg.solve(np.concatenate([center + half * ends, np.ones((3, 1))], axis=1), target).T
@@ -274,3 +287,45 @@ def test_switching_one_range_off_leaves_the_other_draws_alone():
 def test_no_ranges_draw_the_plain_view():
     off = AugmentConfig(scale=0, rotation=0, rotation_probability=0, flip_probability=0, color=0)
     assert draw_view(off, np.random.default_rng(0)) == View()
+
+
+# ---------------------------------------------------------------- crops without hands
+
+@settings(max_examples=60, deadline=None)
+@given(choice=st.integers(0, 2**31), low=st.tuples(st.floats(0, WIDTH - 60), st.floats(0, HEIGHT - 60)),
+       size=st.tuples(st.floats(40, 300), st.floats(40, 300)), angle=st.floats(-180, 180))
+def test_a_square_beside_the_hands_touches_neither_them_nor_the_border_however_it_is_turned(record, choice, low, size,
+                                                                                           angle):
+    low = np.array(low)
+    high = np.minimum(low + size, (WIDTH, HEIGHT))
+    square = square_beside(record._replace(box_px=np.stack([low, high])), choice)
+    if square is None:
+        room = max(low[0], WIDTH - high[0], low[1], HEIGHT - high[1])
+        assert room / np.sqrt(2) < max(24, 0.4 * (high - low).max())
+        return
+    turned = np.deg2rad(angle) + np.array([1, 3, 5, 7]) * np.pi / 4
+    corners = square.center + square.side / np.sqrt(2) * np.stack([np.cos(turned), np.sin(turned)], axis=-1)
+    assert (corners >= -1e-6).all() and (corners <= np.array([WIDTH, HEIGHT]) + 1e-6).all()
+    beside = [(corners[:, axis] <= low[axis] + 1e-6).all() or (corners[:, axis] >= high[axis] - 1e-6).all()
+              for axis in (0, 1)]
+    assert any(beside)
+
+
+def test_a_crop_beside_the_hands_annotates_nothing_and_says_that_no_hand_is_there(record):
+    corner = record._replace(box_px=np.array([[0.0, 0.0], [60.0, 60.0]]))
+    image = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
+    image[:70, :70] = 255                                       # what the hands would be
+    sample = make_sample(corner, image, 0, size=64, box_ratio=0.8, view=View(empty=5, rotation_deg=30.0))
+    assert sample.pixels.max() == 0
+    assert sample.targets.present.tolist() == [0, 0] and sample.targets.present_valid.tolist() == [1, 1]
+    for name in ("vertices_valid", "joints_valid", "joints_annotated_valid", "mano_valid", "relative_valid"):
+        assert getattr(sample.targets, name).sum() == 0, name
+
+
+def test_shifted_and_far_crops_are_drawn_as_far_as_asked():
+    ranges = AugmentConfig(shift=0.3, far_probability=0.5, scale=0.0)
+    drawn = [draw_view(ranges, np.random.default_rng(seed)) for seed in range(400)]
+    length = np.array([np.hypot(*view.shift) for view in drawn])
+    assert 0.28 < length.max() <= 0.3 and abs(length.mean() - 0.15) < 0.01
+    scales = np.array([view.scale for view in drawn])
+    assert 2.9 < scales.max() <= 3 and abs((scales > 1).mean() - 0.5) < 0.08

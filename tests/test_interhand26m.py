@@ -608,7 +608,7 @@ def test_batches_have_the_shapes_of_the_contract(reader):
     assert shapes == [(5, 3, 64, 64), (5, 3, 3), (5,), (5, 2, 778, 3), (5, 2, 21, 3), (5, 2, 3), (5, 3), (5, 2, 21, 2)]
     assert batch.targets.joints_annotated.shape == (5, 2, 21, 3)
     assert [tuple(value.shape) for value in (*batch.targets.mano, *batch.targets[7:])] == [
-        (5, 2, 16, 3, 3), (5, 2, 10), (5, 2), (5, 2, 21), (5, 2, 21), (5,), (5, 2)]
+        (5, 2, 16, 3, 3), (5, 2, 10), (5, 2), (5, 2), (5, 2, 21), (5, 2, 21), (5,), (5, 2), (5, 2)]
     assert all(leaf.isfinite().all() for leaf in _leaves([batch]))
 
 

@@ -30,7 +30,8 @@ def predict(model, images) -> Stages:
 
 
 def tensors(stages: Stages) -> list[torch.Tensor]:
-    return torch.utils._pytree.tree_leaves(stages)
+    """All there are: without a head for it, nothing is said of presence."""
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(stages) if leaf is not None]
 
 
 @pytest.mark.parametrize("size", [32, 64, 128, 160])

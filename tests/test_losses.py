@@ -1,6 +1,7 @@
 """The training losses: values by hand, gradients, masks, symmetry."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def perfect(targets: Targets) -> Stages:
     mesh = HandPrediction(targets.vertices, targets.joints, targets.relative, targets.mano,
                           camera=torch.tensor([5.0, 0, 0]).expand(len(targets.wrist), 2, 3))
     cells = joints_to_cells(targets.joints_crop, targets.joints[..., 2], SIZE, 0.4)
-    return Stages(mesh, mesh, JointPrediction(cells, cells))
+    return Stages(mesh, mesh, JointPrediction(cells, cells), 1e4 * (2 * targets.present - 1))
 
 
 def noisy(hand_model, targets: Targets, seed: int = 0) -> Stages:
@@ -36,18 +37,19 @@ def noisy(hand_model, targets: Targets, seed: int = 0) -> Stages:
     def off(x, scale):
         return (x + scale * torch.randn(x.shape, generator=generator)).detach().requires_grad_()
 
-    mesh, _, joint = perfect(targets)
+    mesh, _, joint, _ = perfect(targets)
     camera, relative = off(mesh.camera, 0.1), off(mesh.relative, 0.02)
     mano = ManoParams(off(mesh.mano.rotations, 0.1), off(mesh.mano.shape, 0.5))
     rough, final = off(mesh.vertices, 0.01), off(mesh.vertices, 0.005)
     return Stages(HandPrediction(rough, regressor @ rough, relative, mano, camera),
                   HandPrediction(final, regressor @ final, relative, mano, camera),
-                  JointPrediction(off(joint.joints_cells, 0.3), joint.features))
+                  JointPrediction(off(joint.joints_cells, 0.3), joint.features),
+                  off(torch.zeros_like(targets.present), 1))
 
 
 def leaves(stages: Stages) -> list[torch.Tensor]:
     return [stages.joint.joints_cells, stages.mesh.vertices, stages.final.vertices, stages.mesh.relative,
-            *stages.mesh.mano, stages.mesh.camera]
+            *stages.mesh.mano, stages.mesh.camera, stages.presence]
 
 
 # ---------------------------------------------------------------- values by hand
@@ -168,6 +170,16 @@ def test_the_projected_term_compares_the_weak_cameras_picture_with_the_annotated
     assert term.item() == pytest.approx(0.2, rel=1e-4)                            # on both meshes
 
 
+def test_presence_is_the_entropy_worked_out_by_hand(hand_model):
+    """Of logits 0 and log 3 for a hand that is there and one that is not, with a third that nobody knows of."""
+    targets = random_targets(hand_model, 2)._replace(present=torch.tensor([[1.0, 0.0], [0.0, 1.0]]),
+                                                     present_valid=torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
+    stages = noisy(hand_model, targets)._replace(presence=torch.tensor([[0.0, math.log(3)], [9.0, 9.0]]))
+    term = two_hand_loss(hand_model, presence=1.0)(stages, targets)["presence"]
+    assert term.item() == pytest.approx((math.log(2) + math.log(4)) / 2, rel=1e-6)
+    assert "presence" not in two_hand_loss(hand_model)(stages._replace(presence=None), targets)
+
+
 # ---------------------------------------------------------------- invariants
 
 def test_the_ground_truth_as_prediction_costs_nothing(hand_model):
@@ -210,11 +222,12 @@ def test_mirroring_prediction_and_truth_changes_no_term(hand_model):
 
     cells = stages.joint.joints_cells
     mirrored_cells = torch.cat([mirror_crop(cells[..., :2] * SIZE / 8) * 8 / SIZE, cells[..., 2:].flip(1)], dim=-1)
-    mirrored = Stages(mirror_mesh(stages.mesh), mirror_mesh(stages.final), JointPrediction(mirrored_cells, cells))
+    mirrored = Stages(mirror_mesh(stages.mesh), mirror_mesh(stages.final), JointPrediction(mirrored_cells, cells),
+                      stages.presence.flip(1))
     mirrored_targets = targets._replace(
         vertices=mirror_points(targets.vertices), joints=mirror_points(targets.joints),
         wrist=mirror_vectors(targets.wrist).flip(1), relative=mirror_relative(targets.relative),
-        joints_crop=mirror_crop(targets.joints_crop),
+        joints_crop=mirror_crop(targets.joints_crop), present=targets.present.flip(1),
         mano=ManoParams(mirror_rotations(targets.mano.rotations).flip(1), targets.mano.shape.flip(1)),
     )
     straight, turned = (two_hand_loss(hand_model)(*pair) for pair in ((stages, targets), (mirrored, mirrored_targets)))
@@ -244,7 +257,7 @@ def test_gradients_of_the_surface_terms_are_right():
 # ---------------------------------------------------------------- masks
 
 MASKS = {"vertices_valid": ("vertices",), "joints_valid": ("joints", "joints_crop"), "relative_valid": ("relative",),
-         "mano_valid": ("mano",)}
+         "mano_valid": ("mano",), "present_valid": ("present",)}
 
 
 def blanked(targets: Targets, mask: str, keep: torch.Tensor) -> Targets:
@@ -302,4 +315,5 @@ def test_joints_count_where_there_is_no_mesh(hand_model):
     targets = blanked(targets, "vertices_valid", torch.zeros(2, 2))
     targets = blanked(targets, "mano_valid", torch.zeros(2, 2))
     terms = two_hand_loss(hand_model)(stages, targets)
-    assert {name for name in TERMS if terms[name] > 0} == {"joint", "joint_25d", "joint_projected", "relative"}
+    left = {"joint", "joint_25d", "joint_projected", "relative", "presence"}
+    assert {name for name in TERMS if terms[name] > 0} == left

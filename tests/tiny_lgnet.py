@@ -47,9 +47,11 @@ def random_targets(hand_model: HandModel, batch: int, seed: int = 0, size: int =
         joints_crop=project(joints + wrist[:, :, None], camera),
         joints_annotated=joints + wrist[:, :, None],
         mano=ManoParams(torch.eye(3).expand(batch, 2, 16, 3, 3), torch.randn(batch, 2, 10, generator=generator)),
+        present=torch.ones(batch, 2),
         vertices_valid=torch.ones(batch, 2), joints_valid=torch.ones(batch, 2, 21),
         joints_annotated_valid=torch.ones(batch, 2, 21),
         relative_valid=torch.ones(batch), mano_valid=torch.ones(batch, 2),
+        present_valid=torch.ones(batch, 2),
     )
 
 

@@ -66,9 +66,10 @@ def make_targets(joints: np.ndarray, vertices: np.ndarray, rotations: np.ndarray
         vertices=tensor(vertices - wrist[:, :, None]), joints=tensor(joints - wrist[:, :, None]), wrist=tensor(wrist),
         relative=tensor(wrist[:, Hand.LEFT] - wrist[:, Hand.RIGHT]), joints_crop=torch.zeros(count, 2, 21, 2),
         joints_annotated=tensor(joints), mano=ManoParams(tensor(rotations), torch.zeros(count, 2, 10)),
+        present=torch.ones(count, 2),
         vertices_valid=torch.ones(count, 2), joints_valid=torch.ones(count, 2, 21),
         joints_annotated_valid=torch.ones(count, 2, 21), relative_valid=torch.ones(count),
-        mano_valid=torch.ones(count, 2))
+        mano_valid=torch.ones(count, 2), present_valid=torch.ones(count, 2))
 
 
 def toy_targets(**changes) -> Targets:

@@ -32,15 +32,16 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class LGNet(nn.Module):
     """Two hands from one image. The modules come built: see `build_lgnet`.
 
-    refine: None leaves the coarse mesh as the result.
+    refine: None leaves the coarse mesh as the result.  presence: None does not say which hands there are, as in the
+    paper, where each image shows both.
     """
 
     def __init__(self, *, backbone: ResNet, split_hands: HandSplit, lgblock: nn.Module, joint_head: JointHead,
-                 mano_head: ManoHead, refine: RefineStage | None):
+                 mano_head: ManoHead, refine: RefineStage | None, presence: nn.Module | None = None):
         super().__init__()
         self.normalize, self.backbone = Normalize(IMAGENET_MEAN, IMAGENET_STD), backbone
         self.split_hands, self.lgblock, self.joint_head = split_hands, lgblock, joint_head
-        self.mano_head, self.refine = mano_head, refine
+        self.mano_head, self.refine, self.presence = mano_head, refine, presence
 
     def forward(self, image: Tensor) -> Stages:
         """All predictions for crops (B, 3, S, S), RGB in [0, 1]."""
@@ -50,11 +51,12 @@ class LGNet(nn.Module):
         joint = self.joint_head(adapted, maps.layer4)
 
         mesh = self.mano_head(adapted, joint)
+        presence = None if self.presence is None else self.presence(adapted)
         if self.refine is None:
-            return Stages(mesh, joint=joint)
+            return Stages(mesh, None, joint, presence)
 
         refined = self.refine(mesh, joint, [image, maps.stem, maps.layer1], torch.cat([hands, adapted], dim=-1))
-        return Stages(mesh, refined, joint)
+        return Stages(mesh, refined, joint, presence)
 
 
 class Normalize(nn.Module):

@@ -189,7 +189,26 @@ class JointRefineStage(RefineStage):
         return [*super().vertex_features(mesh, joint), self.mix.to(of_joints.dtype) @ of_joints]
 
 
+# ---------------------------------------------------------------- which hands there are
+
+class PresenceHead(nn.Module):
+    """Logits (B, 2) that the image shows each hand, from the mean and the maximum of its tokens F* (B, 2, 64, D)."""
+
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.per_hand = PerHand(lambda: nn.Sequential(nn.Linear(2 * channels, hidden), nn.ReLU(), nn.Linear(hidden, 1)))
+
+    def forward(self, adapted: Tensor) -> Tensor:
+        pooled = torch.cat([adapted.mean(dim=2), adapted.amax(dim=2)], dim=-1)
+        return self.per_hand(pooled)[..., 0].float()
+
+
 # ---------------------------------------------------------------- all variants by name
+
+def presence(net: LGNet, hand_model: HandModel, channels: int) -> Replacements:
+    """Not in the paper: the network also says which of the two hands the image shows."""
+    return {"presence": PresenceHead(channels + channels // 4, channels)}
+
 
 def wo_lr_feature(net: LGNet, hand_model: HandModel, channels: int) -> Replacements:
     """Table III "w/o L/R feature": one shared feature instead of F_R and F_L."""
@@ -278,6 +297,6 @@ def local_graph_mesh63(net: LGNet, hand_model: HandModel, channels: int) -> Repl
 
 VARIANTS: dict[str, Callable[[LGNet, HandModel, int], Replacements]] = {variant.__name__: variant for variant in (
     wo_lr_feature, wo_lgblock, wo_local_unit, wo_global_unit, wo_joint_stage, wo_mesh_stage, wo_refine_stage,
-    refine_unshared, refine_from_joints, shape_from_joints, lgfa_prenorm, graph_conv_cheb, local_graph_none,
+    refine_unshared, refine_from_joints, shape_from_joints, presence, lgfa_prenorm, graph_conv_cheb, local_graph_none,
     local_graph_mesh63,
 )}

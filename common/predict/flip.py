@@ -37,11 +37,12 @@ class FlipTest(nn.Module):
         seen, reflected = (map_tensors(lambda tensor, half=half: tensor.chunk(2)[half], stages) for half in (0, 1))
         other = mirrored(reflected.mesh, size)
         mesh = self._mean(seen.mesh, other)
+        presence = None if seen.presence is None else (seen.presence + reflected.presence.flip(1)) / 2
         if stages.refined is None:
-            return Stages(mesh, joint=seen.joint)
+            return Stages(mesh, None, seen.joint, presence)
         own_offset = (_own_offset(seen.mesh, seen.refined) + _own_offset(other, mirrored(reflected.refined, size))) / 2
         vertices = mesh.vertices + own_offset @ _from_wrist(mesh).mT
-        return Stages(mesh, mesh._replace(vertices=vertices, joints=self.mano.joints(vertices)), seen.joint)
+        return Stages(mesh, mesh._replace(vertices=vertices, joints=self.mano.joints(vertices)), seen.joint, presence)
 
     def _mean(self, seen: HandPrediction, other: HandPrediction) -> HandPrediction:
         rotations = halfway(seen.mano.rotations, other.mano.rotations)

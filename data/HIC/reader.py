@@ -7,7 +7,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.files import sha256_of
-from common.hands import NUM_JOINTS, NUM_MODEL_JOINTS, NUM_SHAPE, NUM_VERTICES, joint_regressor
+from common.hands import NUM_JOINTS, NUM_MODEL_JOINTS, NUM_SHAPE, NUM_VERTICES, Hand, joint_regressor
 from common.mano.model import HandModel
 from data.hand_model_file import HAND_MODEL_FILE, names_hand_model
 from data.HIC.annotations import DOWNLOAD, IMAGE_SIZE, Entry, find_annotations, read_entries
@@ -71,6 +71,7 @@ class HIC:
             box_px=self._box(entry, vertices[has_mesh], joints[has_mesh]),
             vertices_valid=has_mesh, joints_valid=np.tile(has_mesh[:, None], (1, NUM_JOINTS)),
             joints_annotated_valid=np.zeros((2, NUM_JOINTS), dtype=bool), mano_valid=np.zeros(2, dtype=bool),
+            present=np.array([entry.hand_type in (hand.label, "interacting") for hand in Hand]),
         )
 
     def sample_id(self, index: int) -> str:

@@ -8,7 +8,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from common.errors import UserError
-from common.hands import NUM_MODEL_JOINTS, NUM_VERTICES
+from common.hands import NUM_MODEL_JOINTS, NUM_VERTICES, Hand
 from common.mano.model import HandModel, ManoLayer
 from common.types import ManoParams
 from data.hand_model_file import HAND_MODEL_FILE, names_hand_model
@@ -81,7 +81,8 @@ class InterHand26M:
             vertices_cam=vertices, joints_cam=joints, joints_annotated_cam=annotated, rotations=rotations,
             shape=frames.shape[step].copy(), box_px=self._box(row, camera, vertices, joints, has_mesh, joints_valid),
             vertices_valid=has_mesh.copy(), joints_valid=joints_valid, joints_annotated_valid=annotated_valid,
-            mano_valid=has_mesh.copy(),
+            mano_valid=has_mesh.copy(), present=np.array([self.hand_type(index) in (hand.label, "interacting")
+                                                          for hand in Hand]),
         )
 
     def sample_id(self, index: int) -> str:

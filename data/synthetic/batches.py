@@ -224,7 +224,8 @@ def _targets(bank: PoseBank, view: View, size: int) -> Targets:
         relative=(wrist[:, Hand.LEFT] - wrist[:, Hand.RIGHT]) * has_both[:, None],
         joints_crop=joints_crop * present[..., None, None],
         joints_annotated=joints * inside[..., None],
-        mano=ManoParams(rotations, bank.shape[:, None] * present[..., None]),
+        mano=ManoParams(rotations, bank.shape[:, None] * present[..., None]), present=present,
         vertices_valid=present, joints_valid=present[..., None].expand(-1, -1, joints.shape[2]).contiguous(),
         joints_annotated_valid=inside.float(), relative_valid=has_both, mano_valid=present,
+        present_valid=torch.ones_like(present),
     )
