@@ -86,6 +86,11 @@ def demo_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--output", type=typed_path, help="folder for the results (default: one in output/demo)")
     parser.add_argument("--boxes", type=typed_path, metavar="FILE",
                         help='JSON with tight boxes round both hands: {"file name": [x, y, width, height]} in pixels')
+    parser.add_argument("--finder", choices=("auto", "none"), default="auto", help="auto: look for hands where there "
+                        "is no box, and weigh what is seen of them; none: use images without a box whole")
+    parser.add_argument("--save_boxes", type=typed_path, metavar="FILE",
+                        help="write the boxes round the hands that were found, in the form that --boxes reads")
+    parser.add_argument("--align", action="store_true", help="align hands to the joints that the finder is sure of")
     add_mano(parser, "where the MANO files are, for a snapshot that was trained with them")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace results that exist")

@@ -170,9 +170,9 @@ def test_a_box_on_the_empty_part_of_a_picture_is_refused(tmp_path: Path):
     image = np.zeros((60, 90, 3), dtype=np.uint8)
     image[:, 45:] = np.asarray(photo())[:, 45:]
     Image.fromarray(image).save(tmp_path / "a.png")
-    assert ImageFolder(tmp_path, {"a.png": (30.5, 10, 40, 40)}).read(0).box_px
+    assert ImageFolder(tmp_path, {"a.png": ((30.5, 10, 40, 40),)}).read(0).boxes_px
     with pytest.raises(BadSample, match="shows nothing in its box"):
-        ImageFolder(tmp_path, {"a.png": (0, 10, 40.5, 40)}).read(0)
+        ImageFolder(tmp_path, {"a.png": ((0, 10, 40.5, 40),)}).read(0)
 
 
 @pytest.mark.parametrize("brands", [b"heic\0\0\0\0mif1heic", b"mif1\0\0\0\0mif1heic", b"hevc\0\0\0\0msf1hevc"])
@@ -245,31 +245,31 @@ def test_an_empty_or_missing_folder_is_an_error(tmp_path: Path, name: str):
 def test_pictures_come_with_their_boxes_and_those_without_are_listed(tmp_path: Path):
     for name in ("a.png", "b.png"):
         photo().save(tmp_path / name)
-    folder = ImageFolder(tmp_path, {"a.png": (10, 20, 40, 30)})
-    assert folder.read(0).box_px == (10, 20, 40, 30) and folder.read(1).box_px is None
+    folder = ImageFolder(tmp_path, {"a.png": ((10, 20, 40, 30),)})
+    assert folder.read(0).boxes_px == ((10, 20, 40, 30),) and folder.read(1).boxes_px == ()
     assert [picture.name for picture in folder.without_box] == ["b.png"]
 
 
 def test_boxes_that_fit_no_picture_are_an_error(tmp_path: Path):
     photo().save(tmp_path / "a.png")
     with pytest.raises(UserError, match="None of the 1 names.*'a.jpg'.*'a.png'"):
-        ImageFolder(tmp_path, {"a.jpg": (0, 0, 5, 5)})
+        ImageFolder(tmp_path, {"a.jpg": ((0, 0, 5, 5),)})
 
 
 def test_a_name_with_another_form_of_accents_is_the_same_name(tmp_path: Path):
     """macOS names files with accents of their own, most programs write them composed. Names that are there win."""
     composed, apart = "h\u00f6he.png", "ho\u0308he.png"
     photo().save(tmp_path / apart)
-    assert ImageFolder(tmp_path, {composed: (1, 2, 30, 40)}).images[0].box == (1, 2, 30, 40)
+    assert ImageFolder(tmp_path, {composed: ((1, 2, 30, 40),)}).images[0].boxes == ((1, 2, 30, 40),)
     photo().save(tmp_path / composed)
-    boxes = {image.name: image.box for image in ImageFolder(tmp_path, {composed: (1, 2, 30, 40)}).images}
-    assert boxes == {composed: (1, 2, 30, 40), apart: None}
+    boxes = {image.name: image.boxes for image in ImageFolder(tmp_path, {composed: ((1, 2, 30, 40),)}).images}
+    assert boxes == {composed: ((1, 2, 30, 40),), apart: ()}
 
 
 def test_names_of_boxes_that_are_no_pictures_are_listed(tmp_path: Path):
     for name in ("a.png", "b.png"):
         photo().save(tmp_path / name)
-    boxes = {"a.png": (0, 0, 5, 5), "A.png": (0, 0, 5, 5), "sub/b.png": (0, 0, 5, 5)}
+    boxes = {"a.png": ((0, 0, 5, 5),), "A.png": ((0, 0, 5, 5),), "sub/b.png": ((0, 0, 5, 5),)}
     assert ImageFolder(tmp_path, boxes).unknown == ["A.png", "sub/b.png"]
 
 
@@ -277,7 +277,7 @@ def test_names_of_boxes_that_are_no_pictures_are_listed(tmp_path: Path):
 def test_a_boxes_file_may_have_a_byte_order_mark(tmp_path: Path, encoding: str):
     """Editors and shells of Windows write one."""
     (tmp_path / "boxes.json").write_text('{"höhe.jpg": [1, 2, 3, 4.5]}', encoding=encoding)
-    assert read_boxes(tmp_path / "boxes.json") == {"höhe.jpg": (1, 2, 3, 4.5)}
+    assert read_boxes(tmp_path / "boxes.json") == {"höhe.jpg": ((1, 2, 3, 4.5),)}
 
 
 def test_shares_of_the_picture_are_no_box(tmp_path: Path):
@@ -295,7 +295,7 @@ def test_two_boxes_under_one_name_are_refused(tmp_path: Path):
 def test_a_box_outside_the_picture_fails_that_picture_only(tmp_path: Path):
     photo().save(tmp_path / "a.png")
     with pytest.raises(BadSample, match="outside"):
-        ImageFolder(tmp_path, {"a.png": (90, 0, 5, 5)}).read(0)
+        ImageFolder(tmp_path, {"a.png": ((90, 0, 5, 5),)}).read(0)
 
 
 @pytest.mark.parametrize("text", [
@@ -503,8 +503,24 @@ def test_names_that_would_change_a_terminal_are_printed_as_letters(run_demo, tmp
 
 
 def test_the_warning_about_missing_boxes_is_given_once(run_demo, pictures: Path, tmp_path: Path, capsys):
-    run_demo("--input", pictures, "--output", tmp_path / "out")
+    run_demo("--input", pictures, "--output", tmp_path / "out", "--finder", "none")
     assert capsys.readouterr().out.count("have no box") == 1
+
+
+def test_without_the_finders_files_images_are_used_whole_and_one_line_says_so(run_demo, pictures: Path, tmp_path: Path,
+                                                                              capsys, monkeypatch):
+    monkeypatch.setattr("common.predict.finder.HandFinder.from_files.__func__.__defaults__", (tmp_path / "none", 1))
+    assert run_demo("--input", pictures, "--output", tmp_path / "out") == 0
+    out = capsys.readouterr().out
+    assert out.count("There is no hand finder") == 1 and "python tool/fetch_finder.py" in out
+    assert out.count("have no box") == 1
+
+
+def test_an_exchanged_finder_file_is_refused_by_name(run_demo, pictures: Path, tmp_path: Path, monkeypatch):
+    (tmp_path / "palm_detection_full.tflite").write_bytes(b"another network")
+    monkeypatch.setattr("common.predict.finder.HandFinder.from_files.__func__.__defaults__", (tmp_path, 1))
+    with pytest.raises(UserError, match="palm_detection_full.tflite is damaged or another file.*fetch_finder"):
+        run_demo("--input", pictures, "--output", tmp_path / "out")
 
 
 def test_names_of_boxes_without_a_picture_are_told(run_demo, pictures: Path, tmp_path: Path, capsys):

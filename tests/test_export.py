@@ -15,7 +15,7 @@ from common.geometry import SquareBox, apply_affine, crop_affine, grid_to_crop, 
 from common.hands import NUM_FACES, NUM_VERTICES, WRIST, Hand
 from common.mano.model import HandModel, ManoLayer
 from common.predict.predictor import two_hands
-from common.types import HandPrediction, ManoParams, TwoHands
+from common.types import HandPrediction, ManoParams, Stages, TwoHands
 from common.view.meshes import hand_params, write_obj
 from common.view.overlay import HAND_COLORS, PAPER_COLOR, paint_hands, side_view
 
@@ -41,7 +41,7 @@ SQUARE, SIZE = SquareBox(np.array([210.0, 95.5]), side=180.0), 128
 
 @pytest.fixture(scope="module")
 def hands(rough: HandPrediction) -> TwoHands:
-    return two_hands(rough, rough, SQUARE, SIZE)
+    return two_hands(Stages(rough, rough), SQUARE, SIZE)
 
 
 # ---------------------------------------------------------------- meshes
@@ -124,7 +124,7 @@ def test_the_nearer_hand_hides_the_other(hand_model: HandModel):
     for near in Hand:
         depths = [0.5 if hand is near else 0.9 for hand in Hand]
         points, normals = flat_hands(hand_model, (60, 60, depths[0]), (60, 60, depths[1]))
-        painted = paint_hands(paper, points, normals, hand_model.faces, opacity=1.0)
+        painted = paint_hands(paper, points, normals, hand_model.faces, torch.tensor(HAND_COLORS), opacity=1.0)
         red, _, blue = painted[60, 60].astype(int)
         assert (red > blue) == (HAND_COLORS[near][0] > HAND_COLORS[near][2])
 
@@ -134,7 +134,7 @@ def test_paint_stays_where_the_hand_is_and_the_background_is_untouched(hand_mode
     photo = rng.integers(0, 256, (100, 160, 3), dtype=np.uint8)
     before = photo.copy()
     points, normals = flat_hands(hand_model, (40, 50, 0.5), (120, 50, 0.5))
-    painted = paint_hands(photo, points, normals, hand_model.faces, opacity=0.8)
+    painted = paint_hands(photo, points, normals, hand_model.faces, torch.tensor(HAND_COLORS), opacity=0.8)
 
     np.testing.assert_array_equal(photo, before)
     covered = np.zeros((100, 160), np.uint8)            # OpenCV's own polygon filling as the other route
@@ -153,7 +153,7 @@ def test_paint_stays_where_the_hand_is_and_the_background_is_untouched(hand_mode
 def test_hands_partly_or_fully_outside_the_canvas_are_cut(hand_model: HandModel, place: tuple, is_seen: bool):
     paper = np.zeros((100, 100, 3), dtype=np.uint8)
     points, normals = flat_hands(hand_model, (*place, 0.5), (*place, 0.6))
-    painted = paint_hands(paper, points, normals, hand_model.faces, opacity=1.0)
+    painted = paint_hands(paper, points, normals, hand_model.faces, torch.tensor(HAND_COLORS), opacity=1.0)
     assert painted.shape == paper.shape and painted.any() == is_seen
 
 
@@ -168,9 +168,21 @@ def test_normals_agree_with_trimesh(hand_model: HandModel):
 
 
 def test_the_side_view_holds_both_hands_whole(hand_model: HandModel, hands: TwoHands):
-    view = side_view(hands.vertices, hand_model.faces, 200)
+    view = side_view(hands, hand_model.faces, 200)
     assert view.shape == (200, 200, 3)
     border = np.concatenate([view[:5].reshape(-1, 3), view[-5:].reshape(-1, 3), view[:, :5].reshape(-1, 3)])
     assert (border == PAPER_COLOR).all()
     for first, second in ((0, 2), (2, 0)):
         assert (view[..., first].astype(int) - view[..., second] > 40).mean() > 0.02     # both colours are there
+
+
+def test_a_hand_that_is_not_present_is_neither_painted_nor_has_parameters(hand_model: HandModel, hands: TwoHands):
+    one = hands._replace(presence=np.array([0.2, 0.9]))
+    view = side_view(one, hand_model.faces, 200)
+    assert (view[..., 2].astype(int) - view[..., 0] > 40).mean() > 0.02             # the left hand's blue
+    assert not (view[..., 0].astype(int) - view[..., 2] > 40).any()                 # and no orange
+    assert (side_view(hands._replace(presence=np.zeros(2)), hand_model.faces, 50) == PAPER_COLOR).all()
+    both, absent = (hand_params(one, hand, hand_model) for hand in (Hand.LEFT, Hand.RIGHT))
+    assert both.keys() == absent.keys()
+    empty = {name for name, value in absent.items() if value is None}
+    assert empty == {"root_pose", "hand_pose", "shape", "root_trans"} and None not in both.values()

@@ -26,7 +26,7 @@ def names_of(root: Path) -> list[str]:
 
 
 def boxes_of(root: Path) -> dict[str, tuple | None]:
-    return {picture.name: picture.box for picture in find_images(root)}
+    return {picture.name: picture.boxes[0] if picture.boxes else None for picture in find_images(root)}
 
 
 # ---------------------------------------------------------------- any folder
@@ -276,7 +276,7 @@ def test_boxes_of_a_user_win_and_the_others_stay(tmp_path):
     write_egohands(tmp_path)
     (tmp_path / "boxes.json").write_text(json.dumps({"PUZZLE_OFFICE_T_S/frame_0007.jpg": [1, 1, 9, 9]}))
     folder = ImageFolder(tmp_path, read_boxes(tmp_path / "boxes.json"))
-    boxes = {picture.name: picture.box for picture in folder.images}
+    boxes = {picture.name: picture.boxes[0] if picture.boxes else None for picture in folder.images}
     assert boxes == EGOHANDS | {"PUZZLE_OFFICE_T_S/frame_0007.jpg": (1, 1, 9, 9)}
     assert [picture.name for picture in folder.without_box] == ["CARDS_COURTYARD_B_T/frame_1002.jpg"]
 
@@ -284,7 +284,7 @@ def test_boxes_of_a_user_win_and_the_others_stay(tmp_path):
 def test_a_picture_of_a_data_set_is_read_with_its_box(tmp_path):
     write_rgb2hands(tmp_path)
     photo = ImageFolder(tmp_path, {}).read(0)
-    assert photo.box_px == RGB2HANDS["seq01_crossed/2_color.png"]
+    assert photo.boxes_px == (RGB2HANDS["seq01_crossed/2_color.png"],)
 
 
 def test_a_name_is_one_line_of_text_whatever_it_is_made_of(tmp_path):

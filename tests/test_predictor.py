@@ -30,7 +30,7 @@ def test_the_shipped_weights_predict_with_the_documented_shapes_units_and_types(
     hands = predictor(picture())
     assert {name: value.shape for name, value in hands._asdict().items()} == {
         "vertices": (2, 778, 3), "joints": (2, 21, 3), "rotations": (2, 16, 3, 3), "shape": (2, 10), "relative": (3,),
-        "scale_px_per_m": (2,), "wrist_px": (2, 2), "crop_px": (3,)}
+        "scale_px_per_m": (2,), "wrist_px": (2, 2), "crop_px": (3,), "presence": (2,), "confidence": (2, 21)}
     assert all(np.isfinite(value).all() and isinstance(value, np.ndarray) for value in hands)
     for hand in Hand:                                           # metres: a hand is as long as a hand
         assert 0.08 < np.ptp(hands.vertices[hand], axis=0).max() < 0.3

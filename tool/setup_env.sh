@@ -39,5 +39,9 @@ if ! .venv/bin/python -m pip install --disable-pip-version-check --requirement r
     echo "error: pip could not install requirements.txt; what it said stands above. Run again to retry." >&2
     exit 2
 fi
-hash_of .venv/bin/python > "$marker"
 name_repository
+# Without these files demo.py takes photographs whole; everything else works.
+if ! .venv/bin/python tool/fetch_finder.py >&2; then
+    echo "The hand finder could not be fetched. Try again with: .venv/bin/python tool/fetch_finder.py" >&2
+fi
+hash_of .venv/bin/python > "$marker"

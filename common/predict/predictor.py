@@ -6,17 +6,30 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from common.errors import UserError
-from common.geometry import Box, SquareBox, apply_affine, check_box, crop_affine, grid_to_crop, square_box
+from common.geometry import (
+    Box,
+    SquareBox,
+    apply_affine,
+    cells_to_crop,
+    check_box,
+    crop_affine,
+    grid_to_crop,
+    project_weak,
+    square_box,
+)
 from common.images import BadImage, crop_image, read_rgb
 from common.mano.load import load_hand_model
 from common.mano.model import HandModel, check_same_model
 from common.nets.zoo import ModelConfig, build_model, upgraded
 from common.predict.fast import for_inference
-from common.types import HandPrediction, TwoHands, map_tensors
+from common.types import Stages, TwoHands, map_tensors
 from common.weights import SHIPPED, load_weights, read_weights
+
+# Logistic regression on the logarithm of the gap, for the shipped weights on rendered validation images.
+CONFIDENCE = (-2.6, 1.3)
 
 
 class TwoHandPredictor:
@@ -76,8 +89,8 @@ class TwoHandPredictor:
         crops = np.stack([crop_image(image, transform, self.input_size)
                           for image, transform in zip(arrays, transforms, strict=True)])
         stages = self.model(torch.from_numpy(crops).to(self.device).permute(0, 3, 1, 2).float() / 255)
-        mesh, final = (map_tensors(lambda tensor: tensor.float().cpu(), hands) for hands in (stages.mesh, stages.final))
-        return [two_hands(_row(mesh, k), _row(final, k), squares[k], self.input_size) for k in range(len(arrays))]
+        stages = map_tensors(lambda tensor: tensor.float().cpu(), stages)
+        return [two_hands(_row(stages, k), squares[k], self.input_size) for k in range(len(arrays))]
 
     def _square(self, image: np.ndarray, box: Box | None) -> SquareBox:
         if box is None:
@@ -91,12 +104,12 @@ class TwoHandPredictor:
         return square_box(np.array([[x, y], [x + width, y + height]]), self.box_ratio)
 
 
-def two_hands(mesh: HandPrediction, final: HandPrediction, square: SquareBox, size: int) -> TwoHands:
+def two_hands(stages: Stages, square: SquareBox, size: int) -> TwoHands:
     """Predictions for one crop, as they lie in the image.
 
-    mesh, final: of the coarse mesh and of the result, without batch axis, on the CPU.
-    square: of the image, which the crop of `size` pixels shows, not rotated.
+    stages: without batch axis, on the CPU.  square: of the image, which the crop of `size` pixels shows, not rotated.
     """
+    mesh, final = stages.mesh, stages.final
     wrists = torch.stack([torch.zeros_like(final.relative), final.relative])[:, None]
     image_from_crop = np.linalg.inv(crop_affine(square, size))
     return TwoHands(
@@ -105,11 +118,27 @@ def two_hands(mesh: HandPrediction, final: HandPrediction, square: SquareBox, si
         scale_px_per_m=final.camera[:, 0].double().numpy() * size / 2 * image_from_crop[0, 0],
         wrist_px=apply_affine(image_from_crop, grid_to_crop(final.camera[:, 1:], size).double().numpy()),
         crop_px=np.array([*square.center, square.side]),
+        presence=np.ones(2) if stages.presence is None else stages.presence.sigmoid().double().numpy(),
+        confidence=joint_confidence(stages, size).numpy(),
     )
 
 
-def _row(hands: HandPrediction, row: int) -> HandPrediction:
-    return map_tensors(lambda tensor: tensor[row], hands)
+def joint_confidence(stages: Stages, size: int) -> Tensor:
+    """Confidence (2, 21) of joints, see `TwoHands`: the less the joint stage and the mesh agree, the lower it is.
+
+    stages: without batch axis.  size: of the crop, pixels. Networks without 2.5D joints know nothing: 0.5.
+    """
+    final = stages.final
+    if stages.joint is None:
+        return torch.full(final.joints.shape[:2], 0.5)
+    on_mesh = grid_to_crop(project_weak(final.joints, final.camera), size)                          # (2, 21, 2)
+    extent = (on_mesh.amax(dim=1) - on_mesh.amin(dim=1)).norm(dim=-1, keepdim=True)
+    gap = (cells_to_crop(stages.joint.joints_cells, size) - on_mesh).norm(dim=-1) / extent.clamp(min=1.0)
+    return (CONFIDENCE[0] - CONFIDENCE[1] * gap.clamp(min=1e-3).log()).sigmoid()
+
+
+def _row(stages: Stages, row: int) -> Stages:
+    return map_tensors(lambda tensor: tensor[row], stages)
 
 
 def _read(image: np.ndarray | str | Path) -> np.ndarray:

@@ -33,13 +33,17 @@ def write_obj(path: Path, vertices: np.ndarray, faces: Tensor, comments: list[st
 
 
 def hand_params(hands: TwoHands, hand: Hand, model: HandModel) -> dict[str, Any]:
-    """Parameters of one hand under InterWild's names, with unit, frame and convention; posing them gives M_r."""
+    """Parameters of one hand under InterWild's names, with unit, frame and convention; posing them gives M_r. Those of
+    a hand that is not present are None."""
     pose = pose_from_rotations(hands.rotations[hand].astype(np.float64), model.mean_pose[hand].double().numpy())
-    return {
+    values = {
         "root_pose": pose[:3].tolist(),
         "hand_pose": pose[3:].tolist(),
         "shape": hands.shape[hand].astype(np.float64).tolist(),
         "root_trans": hands.wrists[hand].astype(np.float64).tolist(),
+    }
+    return {
+        **(values if hands.present[hand] else dict.fromkeys(values)),
         "hand": hand.label,
         "units": POSE_UNITS,
         "frame": FRAME,

@@ -1,6 +1,6 @@
-"""Images of both hands: over the photograph, and from the side. Right orange, left blue.
+"""Images of the hands that are present: over the photograph, and from the side. Right orange, left blue.
 
-Legend: 2 the hand axis · V 778 vertices · F 1538 faces · H, W the canvas. Canvas points are (x px, y px, depth m).
+Legend: K hands · V 778 vertices · F 1538 faces · H, W the canvas. Canvas points are (x px, y px, depth m).
 """
 
 import numpy as np
@@ -25,24 +25,28 @@ SIDE_AZIMUTH_DEG, SIDE_ELEVATION_DEG = 60, 15
 
 
 def draw_hands(canvas: np.ndarray, canvas_from_image: np.ndarray, hands: TwoHands, faces: Tensor) -> np.ndarray:
-    """A copy of the canvas (H, W, 3) uint8 with both hands on it: each where its own camera puts it, which fits the
+    """A copy of the canvas (H, W, 3) uint8 with the hands on it: each where its own camera puts it, which fits the
     pixels best; depth decides what hides what.
 
     canvas_from_image: 3×3, from the pixels of the image that the hands were predicted from.  faces: (2, F, 3).
     """
-    vertices = torch.from_numpy(hands.vertices)
-    points = torch.from_numpy(apply_affine(canvas_from_image, hands.to_px(hands.vertices))).float()
-    return paint_hands(canvas, torch.cat([points, vertices[..., 2:]], dim=-1), vertex_normals(vertices, faces), faces,
-                       OVERLAY_OPACITY)
+    present = torch.from_numpy(hands.present)
+    vertices = torch.from_numpy(hands.vertices)[present]
+    points = torch.from_numpy(apply_affine(canvas_from_image, hands.to_px(hands.vertices))).float()[present]
+    return paint_hands(canvas, torch.cat([points, vertices[..., 2:]], dim=-1), vertex_normals(vertices, faces[present]),
+                       faces[present], _colors(present), OVERLAY_OPACITY)
 
 
-def paint_hands(background: np.ndarray, points: Tensor, normals: Tensor, faces: Tensor, opacity: float) -> np.ndarray:
-    """A copy of the background (H, W, 3) uint8 with both hands painted on it, nearer surfaces in front.
+def paint_hands(background: np.ndarray, points: Tensor, normals: Tensor, faces: Tensor, colors: Tensor, opacity: float
+                ) -> np.ndarray:
+    """A copy of the background (H, W, 3) uint8 with hands painted on it, nearer surfaces in front.
 
-    points: (2, V, 3) on the canvas, whose first pixel has its centre at (0, 0); depths of both hands are comparable.
-    normals: (2, V, 3) unit, camera axes.  faces: (2, F, 3).
+    points: (K, V, 3) on the canvas, whose first pixel has its centre at (0, 0); depths of the hands are comparable.
+    normals: (K, V, 3) unit, camera axes.  faces: (K, F, 3).  colors: (K, 3) RGB in [0, 1].
     """
     image = background.copy()
+    if not len(points):
+        return image
     size = torch.tensor([image.shape[1], image.shape[0]])
     low = (points[..., :2].amin(dim=(0, 1)).floor() - 1).clamp(min=0).minimum(size).int().tolist()
     high = (points[..., :2].amax(dim=(0, 1)).ceil() + 2).clamp(min=0).minimum(size).int().tolist()
@@ -50,7 +54,7 @@ def paint_hands(background: np.ndarray, points: Tensor, normals: Tensor, faces: 
         return image
     window = image[low[1]:high[1], low[0]:high[0]]
     local = points - points.new_tensor([*low, 0])
-    layer = _shaded_layer(local, normals, faces, height=window.shape[0], width=window.shape[1])
+    layer = _shaded_layer(local, normals, faces, colors, height=window.shape[0], width=window.shape[1])
     color, alpha = layer[:3], layer[3:] * opacity                             # (3, h, w), (1, h, w)
     under = torch.from_numpy(window).permute(2, 0, 1) / 255
     blended = color * opacity + under * (1 - alpha)
@@ -58,17 +62,24 @@ def paint_hands(background: np.ndarray, points: Tensor, normals: Tensor, faces: 
     return image
 
 
-def side_view(vertices: np.ndarray, faces: Tensor, size: int) -> np.ndarray:
-    """Both hands on plain paper, seen from the right of the photograph and a little above, (size, size, 3) uint8.
+def side_view(hands: TwoHands, faces: Tensor, size: int) -> np.ndarray:
+    """The hands on plain paper, seen from the right of the photograph and a little above, (size, size, 3) uint8.
 
-    vertices: (2, V, 3) metres, both hands in one frame with the camera's axes.
+    faces: (2, F, 3).
     """
-    rotated = torch.from_numpy(vertices) @ _side_axes().to(torch.float32).T
+    paper = np.full((size, size, 3), PAPER_COLOR, dtype=np.uint8)
+    present = torch.from_numpy(hands.present)
+    if not present.any():
+        return paper
+    rotated = torch.from_numpy(hands.vertices)[present] @ _side_axes().to(torch.float32).T
     low, high = rotated.amin(dim=(0, 1)), rotated.amax(dim=(0, 1))
     scale = 0.84 * size / (high - low)[:2].max()
     points = torch.cat([(rotated - (low + high) / 2)[..., :2] * scale + (size - 1) / 2, rotated[..., 2:]], dim=-1)
-    paper = np.full((size, size, 3), PAPER_COLOR, dtype=np.uint8)
-    return paint_hands(paper, points, vertex_normals(rotated, faces), faces, opacity=1.0)
+    return paint_hands(paper, points, vertex_normals(rotated, faces[present]), faces[present], _colors(present), 1.0)
+
+
+def _colors(present: Tensor) -> Tensor:
+    return torch.tensor(HAND_COLORS)[present]
 
 
 def _side_axes() -> Tensor:
@@ -80,18 +91,18 @@ def _side_axes() -> Tensor:
     return torch.from_numpy(np.stack([right, np.cross(forward, right), forward]))
 
 
-def _shaded_layer(points: Tensor, normals: Tensor, faces: Tensor, height: int, width: int) -> Tensor:
-    """Premultiplied colour and coverage (4, height, width) of both hands, antialiased."""
+def _shaded_layer(points: Tensor, normals: Tensor, faces: Tensor, colors: Tensor, height: int, width: int) -> Tensor:
+    """Premultiplied colour and coverage (4, height, width) of the hands, antialiased."""
     k = SUPERSAMPLING
     # The rasteriser wants positive depths; from afar its perspective is the parallel one of the canvas.
     depth = points[..., 2:] - points[..., 2:].amin() + FAR
-    fine = torch.cat([k * (points[..., :2] + 0.5) - 0.5, depth], dim=-1).flatten(0, 1)                 # (2V, 3)
-    joined = torch.cat([faces[0], faces[1] + NUM_VERTICES])                                            # (2F, 3)
+    fine = torch.cat([k * (points[..., :2] + 0.5) - 0.5, depth], dim=-1).flatten(0, 1)                 # (KV, 3)
+    joined = (faces + NUM_VERTICES * torch.arange(len(faces))[:, None, None]).flatten(0, 1)            # (KF, 3)
     seen = rasterize(fine[None], joined, height * k, width * k)
 
     covered = (seen.face[0] >= 0)[..., None]                                                           # (kh, kw, 1)
     normal = F.normalize(interpolate(normals.flatten(0, 1), joined, seen)[0], dim=-1)
-    color = normal.new_tensor(HAND_COLORS)[(seen.face[0] >= len(faces[0])).long()]
+    color = colors[seen.face[0].clamp(min=0) // faces.shape[1]]
     shaded = _shade(color, normal) * (1 - CONTOUR_DARKNESS * _contours(seen.depth[0]))[..., None]
     layer = torch.cat([shaded, torch.ones_like(covered)], dim=-1) * covered                            # (kh, kw, 4)
     return F.avg_pool2d(layer.permute(2, 0, 1)[None], k)[0]

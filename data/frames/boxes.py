@@ -1,4 +1,5 @@
-"""The boxes file: `{"file name": [x, y, width, height]}`, one tight box round both hands of each image.
+"""The boxes file: `{"file name": [x, y, width, height]}`, one tight box round both hands of each image, or a list of
+such boxes, one for each person.
 
 Pixels of the image as a viewer shows it (after the EXIF rotation); x and y are the upper left corner. The frames of a
 data set have their sequence in the name: "seq01_crossed/17_color.png". Accents may be composed ("é") or not ("e" and an
@@ -9,13 +10,13 @@ import json
 from pathlib import Path
 
 from common.errors import UserError
-from common.files import read_json
+from common.files import read_json, write_json
 from common.geometry import Box, check_box
 
 EXAMPLE = 'Write {"photo.jpg": [x, y, width, height]} in pixels, for example {"photo.jpg": [120, 80, 300, 260]}.'
 
 
-def read_boxes(path: Path) -> dict[str, Box]:
+def read_boxes(path: Path) -> dict[str, tuple[Box, ...]]:
     """Boxes by file name; UserError names the entry that is wrong."""
     try:
         values = read_json(path, EXAMPLE)
@@ -23,7 +24,17 @@ def read_boxes(path: Path) -> dict[str, Box]:
         raise UserError(f"--boxes: {error.message}", error.hint, error.exit_code) from None
     if not isinstance(values, dict):
         raise UserError(f"--boxes: {path} holds a {type(values).__name__} at its top level.", EXAMPLE)
-    return {name: _checked(path, name, box) for name, box in values.items()}
+    return {name: tuple(_checked(path, name, box) for box in (value if _is_list_of_boxes(value) else [value]))
+            for name, value in values.items()}
+
+
+def write_boxes(path: Path, boxes: dict[str, list[Box]]) -> None:
+    """What `read_boxes` reads back; images without a box are left out."""
+    write_json(path, {name: [list(box) for box in own] for name, own in boxes.items() if own})
+
+
+def _is_list_of_boxes(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(part, list) for part in value)
 
 
 def _checked(path: Path, name: str, box: object) -> Box:

@@ -14,11 +14,11 @@ import numpy as np
 
 from common.errors import UserError
 from common.geometry import Box
-from data.frames.listing import ImageFile, box_round, images_in, natural_order
+from data.frames.listing import ImageFile, boxes_round, images_in, natural_order
 
 _OWN_HANDS = ("myleft", "myright")      # of the person who wears the camera
 
-Boxes = dict[int, Box | None]           # by frame number
+Boxes = dict[int, tuple[Box, ...]]      # by frame number
 
 
 def images(root: Path) -> list[ImageFile]:
@@ -43,7 +43,7 @@ def images(root: Path) -> list[ImageFile]:
 
 
 def _video(folder: Path, boxes: Boxes, prefix: str) -> list[ImageFile]:
-    return [image._replace(box=boxes.get(_number(image.path))) for image in images_in(folder, prefix)]
+    return [image._replace(boxes=boxes.get(_number(image.path), ())) for image in images_in(folder, prefix)]
 
 
 def _number(path: Path) -> int:
@@ -76,9 +76,9 @@ def _variable(file: Path, name: str) -> np.ndarray:
     return loadmat(file, variable_names=[name])[name].ravel()
 
 
-def _box(frame: np.void) -> Box | None:
+def _box(frame: np.void) -> tuple[Box, ...]:
     polygons = [frame[hand].astype(np.float64) for hand in _OWN_HANDS if frame[hand].size]      # (N, 2) each
-    return box_round(np.concatenate([np.zeros((0, 2)), *polygons]))
+    return boxes_round(np.concatenate([np.zeros((0, 2)), *polygons]))
 
 
 @contextmanager

@@ -22,7 +22,7 @@ class Photo(NamedTuple):
     """One image, upright."""
 
     image: np.ndarray           # (H, W, 3) uint8 RGB
-    box_px: Box | None          # x, y, width, height of a box round both hands; None: not known
+    boxes_px: tuple[Box, ...]   # x, y, width, height of a box round the hands of each person; none: not known
 
 
 class ImageFolder:
@@ -32,15 +32,15 @@ class ImageFolder:
     unknown: the names among `boxes` that are no image of the source.
     """
 
-    def __init__(self, path: Path, boxes: dict[str, Box]):
+    def __init__(self, path: Path, boxes: dict[str, tuple[Box, ...]]):
         found = find_images(path)
         named, self.unknown = _by_image(boxes, [image.name for image in found])
         if boxes and not named:
             raise UserError(f"None of the {len(boxes)} names in the boxes file is an image in {path}.",
                             f"The file names '{next(iter(boxes))}', the folder holds '{found[0].name}'.")
-        self.images = [image._replace(box=named.get(image.name, image.box)) for image in found]
+        self.images = [image._replace(boxes=named.get(image.name, image.boxes)) for image in found]
         self.names = unique_names([image.name for image in found])
-        self.without_box = [image for image in self.images if image.box is None]
+        self.without_box = [image for image in self.images if not image.boxes]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -52,13 +52,15 @@ class ImageFolder:
             image = read_rgb(file.path, upright=True)
         except BadImage as error:
             raise BadSample(Reason(error.fault), error.detail) from None
-        if shows_nothing(_in_box(image, file.box)):
-            raise BadSample(Reason.IMAGE_BLACK, f"it shows nothing{' in its box' if file.box else ''}: it is black or "
-                                                "of one colour")
-        return Photo(image, file.box)
+        for part in [_in_box(image, box) for box in file.boxes] or [image]:
+            if shows_nothing(part):
+                where = " in its box" if file.boxes else ""
+                raise BadSample(Reason.IMAGE_BLACK, f"it shows nothing{where}: it is black or of one colour")
+        return Photo(image, file.boxes)
 
 
-def _by_image(boxes: dict[str, Box], images: list[str]) -> tuple[dict[str, Box], list[str]]:
+def _by_image(boxes: dict[str, tuple[Box, ...]], images: list[str]
+              ) -> tuple[dict[str, tuple[Box, ...]], list[str]]:
     """The boxes by the names that the images have, and the names of boxes that no image has.
 
     A name stands for the image of that very name, or else for the one whose name looks the same.
@@ -74,10 +76,8 @@ def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _in_box(image: np.ndarray, box: Box | None) -> np.ndarray:
+def _in_box(image: np.ndarray, box: Box) -> np.ndarray:
     """The pixels of an image (H, W, 3) that its box touches; BadSample if it touches none."""
-    if box is None:
-        return image
     height, width = image.shape[:2]
     x, y, box_width, box_height = box
     if x + box_width <= 0 or y + box_height <= 0 or x >= width or y >= height:

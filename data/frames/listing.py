@@ -20,7 +20,7 @@ class ImageFile(NamedTuple):
 
     name: str           # unique in its source; what a boxes file calls it
     path: Path
-    box: Box | None     # that comes with the data set
+    boxes: tuple[Box, ...]  # that come with the data set, one round the hands of each person
 
     @property
     def label(self) -> str:
@@ -35,7 +35,7 @@ def images_in(folder: Path, prefix: str = "") -> list[ImageFile]:
     """
     paths = [path for path in folder.iterdir()
              if path.suffix.lower() in (*SUFFIXES, *_OTHERS) and not path.name.startswith("._")]
-    return [ImageFile(prefix + path.name, path, None) for path in sorted(paths, key=natural_order)]
+    return [ImageFile(prefix + path.name, path, ()) for path in sorted(paths, key=natural_order)]
 
 
 def natural_order(path: Path) -> tuple[list[str | int], str]:
@@ -44,10 +44,10 @@ def natural_order(path: Path) -> tuple[list[str | int], str]:
     return [int(part) if number % 2 else part for number, part in enumerate(parts)], path.name
 
 
-def box_round(points: np.ndarray) -> Box | None:
-    """The tight box round points (N, 2) in pixels; None where they span no area."""
+def boxes_round(points: np.ndarray) -> tuple[Box, ...]:
+    """The tight box round points (N, 2) in pixels; none where they span no area."""
     points = points[np.isfinite(points).all(axis=1)]
     if not len(points):
-        return None
+        return ()
     low, high = points.min(axis=0), points.max(axis=0)
-    return (*low.tolist(), *(high - low).tolist()) if (high > low).all() else None
+    return ((*low.tolist(), *(high - low).tolist()),) if (high > low).all() else ()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError
-from data.frames.listing import ImageFile, box_round, images_in, natural_order
+from data.frames.listing import ImageFile, boxes_round, images_in, natural_order
 
 
 def images(root: Path) -> list[ImageFile]:
@@ -39,9 +39,9 @@ def _sequence(folder: Path, prefix: str) -> list[ImageFile]:
         frame = _frame_of(file.stem, frames)
         if frame is not None:
             joints[frame] = _read_joints(file)
-    everything = box_round(np.concatenate([np.zeros((0, 2)), *joints.values()]))
-    own = {frame: box_round(points) for frame, points in joints.items()}
-    return [image._replace(box=own.get(frame) or everything) for frame, image in frames.items()]
+    everything = boxes_round(np.concatenate([np.zeros((0, 2)), *joints.values()]))
+    own = {frame: boxes_round(points) for frame, points in joints.items()}
+    return [image._replace(boxes=own.get(frame) or everything) for frame, image in frames.items()]
 
 
 def _frame_of(annotation: str, frames: dict[str, ImageFile]) -> str | None:

@@ -17,7 +17,7 @@ def find_images(path: Path) -> list[ImageFile]:
     "seq01_crossed/17_color.png". Subfolders of any other folder are not searched. UserError if nothing is found.
     """
     if path.is_file():
-        return [ImageFile(path.name, path, None)]
+        return [ImageFile(path.name, path, ())]
     if not path.is_dir():
         raise UserError(f"--input: there is no file or folder {path}.")
     try:

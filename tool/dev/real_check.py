@@ -232,7 +232,7 @@ def draw(network: Network, dataset: TwoHandDataset, index: int, stages: Stages) 
     """Crop, meshes over it, joints over it and side view of a frame: (TILE, about 4·TILE, 3) uint8."""
     record, image = read_frame(dataset.reader, index)
     square, faces = square_box(record.box_px, dataset.box_ratio), network.predictor.hand_model.faces
-    hands = two_hands(stages.mesh, stages.final, square, dataset.size)
+    hands = two_hands(stages, square, dataset.size)
     tile_from_image = crop_affine(square, TILE)
     crop = crop_image(image, tile_from_image, TILE, outside=PAPER_COLOR)
     meshes = draw_hands(crop, tile_from_image, hands, faces)
@@ -245,7 +245,7 @@ def draw(network: Network, dataset: TwoHandDataset, index: int, stages: Stages) 
         _draw_joints(joints, apply_affine(tile_from_image, predicted_px[hand]), everywhere, color, color)
         _draw_joints(joints, apply_affine(tile_from_image, true_px[hand]), record.joints_annotated_valid[hand], color,
                      WHITE)
-    return side_by_side([crop, meshes, joints, side_view(hands.vertices, faces, TILE)])
+    return side_by_side([crop, meshes, joints, side_view(hands, faces, TILE)])
 
 
 def _draw_joints(canvas: np.ndarray, points: np.ndarray, valid: np.ndarray, color: tuple[int, int, int],

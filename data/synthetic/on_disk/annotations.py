@@ -18,6 +18,12 @@ _MISSING_JOINT = [1.0, 1.0, 1.0]
 _BOX_SCALE = 1.2
 
 
+def joint_file_rows(values: np.ndarray) -> list[Any]:
+    """Values of both hands' joints (2, 21) or (2, 21, 3), row by row in the order of the files."""
+    rows = values[:, _FILE_FROM_MANO21]
+    return rows.astype(int).reshape(-1, 1).tolist() if rows.ndim == 2 else rows.reshape(-1, rows.shape[-1]).tolist()
+
+
 def hand_type(step: Step) -> str:
     return "interacting" if len(step.present) == 2 else step.present[0].label
 
@@ -40,7 +46,7 @@ def image_entry(file_name: str, seq_name: str, capture: int, frame: int, camera:
              "subject": capture, "seq_name": seq_name, "camera": camera.name, "frame_idx": frame}
     annotation = {
         "bbox": [*((low + high - size) / 2).tolist(), *size.tolist()],
-        "joint_valid": [[int(flag)] for flag in valid[:, _FILE_FROM_MANO21].reshape(-1)],
+        "joint_valid": joint_file_rows(valid),
         "hand_type": hand_type(step), "hand_type_valid": 1,
     }
     return {"image": image, "annotation": annotation}
