@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,7 @@ from toy_hands import assert_same
 from toy_training import CPU, toy_dataset, toy_trainer
 
 from common.errors import UserError
-from common.hands import joint_regressor
+from common.hands import MIDDLE_MCP, joint_regressor
 from common.score.metrics import PROTOCOLS
 from common.score.scores import NetworkScores
 from common.score.tally import Tally
@@ -112,7 +113,7 @@ def test_processes_together_score_each_sample_once(test_dataset, hand_model, wor
 
     predict, saved = perfect(hand_model, noise=0.01), []
     parts = [evaluator(test_dataset, predict, process=Lonely(torch.device("cpu"), rank, world_size),
-                       save=lambda index, _: saved.extend(index.tolist())) for rank in range(world_size)]
+                       save=lambda index, *_: saved.extend(index.tolist())) for rank in range(world_size)]
     for part in parts:
         part.run()
     whole = parts[0]
@@ -124,13 +125,41 @@ def test_processes_together_score_each_sample_once(test_dataset, hand_model, wor
 def test_predictions_are_handed_on_with_their_indices(test_dataset, hand_model):
     saved = {}
 
-    def save(index, hands):
+    def save(index, hands, presence):
+        assert presence is None         # this network does not say it
         saved.update(zip(index.tolist(), hands.vertices, strict=True))
 
     evaluator(test_dataset, perfect(hand_model), save=save).run()
     for index, vertices in saved.items():
         torch.testing.assert_close(vertices, test_dataset[0, index].targets.vertices)
     assert len(saved) == 6
+
+
+def test_hands_that_are_missed_and_invented_are_counted_and_missed_ones_charged(test_dataset, hand_model):
+    """A perfect network that takes the first image's hands for absent and draws both in every other image."""
+    perfectly = perfect(hand_model)
+
+    def predict(batch: TwoHandBatch) -> Stages:
+        logits = torch.where(batch.index[:, None] == 0, -5.0, 5.0).expand(-1, 2)
+        return perfectly(batch)._replace(presence=logits)
+
+    shown = torch.stack([test_dataset[0, index].targets.present for index in range(len(test_dataset))])
+    found = scores_of(evaluator(test_dataset, predict))
+    presence, single = found.presence, shown.sum(dim=1) == 1
+    assert presence.hands == shown.sum() and presence.missed == shown[0].sum()
+    assert presence.absent == (1 - shown).sum() and presence.invented == (1 - shown[1:]).sum()
+    assert presence.two_right == pytest.approx(float((~single[1:]).sum() / (~single).sum()))
+    assert presence.one_right == (0 if single.any() else None)
+
+    # Only the first image's hands have an error: that of a resting hand.
+    truth = test_dataset[0, 0].targets
+    rest = joint_regressor(hand_model.regressor) @ hand_model.template
+    rest = rest - rest[:, :1]
+    bone = truth.joints[:, MIDDLE_MCP].norm(dim=-1) / rest[:, MIDDLE_MCP].norm(dim=-1)
+    error = (rest * bone[:, None, None] - truth.joints).norm(dim=-1)[shown[0].bool()].sum() * 1000
+    assert presence.charged.mpjpe == pytest.approx(float(error) / found.counts.mpjpe, rel=1e-4)
+    assert found.printed.mpjpe < 1e-3
+    assert scores_of(evaluator(test_dataset, perfectly)).presence is msgspec.UNSET
 
 
 def test_the_report_holds_what_it_promises(test_dataset, hand_model, tmp_path, caplog):

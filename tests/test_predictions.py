@@ -93,6 +93,16 @@ def test_a_written_file_is_plain_numpy(tmp_path, origin):
         assert file["vertices"].shape == (2, 2, 778, 3) and file["vertices"].dtype == np.float32
 
 
+def test_a_hand_that_is_not_present_is_not_predicted(tmp_path, origin):
+    writer = PredictionWriter(tmp_path / "p.npz")
+    writer.add(torch.tensor([4, 2]), random_hands(2), torch.tensor([[0.9, 0.2], [0.4, 0.5]]))
+    writer.add(torch.tensor([3]), random_hands(1))
+    writer.close()
+    join_parts(tmp_path / "p.npz", 1, origin, str)
+    assert PredictionFile(tmp_path / "p.npz").take(slice(None)).predicted.tolist() == [
+        [False, True], [True, True], [True, False]]
+
+
 def test_a_killed_run_leaves_the_old_file_and_the_next_run_its_own(tmp_path, origin):
     path = tmp_path / "p.npz"
     path.write_bytes(b"old")

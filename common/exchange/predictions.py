@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from common.errors import UserError
@@ -79,6 +80,7 @@ class PredictionWriter:
     """
 
     COLUMNS = ("vertices", "joints", "relative", "rotations", "shape")
+    FILES = ("index", "predicted", *COLUMNS)
 
     def __init__(self, path: Path, part: int = 0):
         """part: a number of this process among those that write, from 0."""
@@ -87,14 +89,19 @@ class PredictionWriter:
         self.path = path
         with _disk_errors(path):
             _parts_folder(path).mkdir(parents=True, exist_ok=True)
-            self.files = {name: open(_part_file(path, part, name), "wb") for name in ("index", *self.COLUMNS)}
+            self.files = {name: open(_part_file(path, part, name), "wb") for name in self.FILES}
 
-    def add(self, index: Tensor, hands: HandPrediction) -> None:
-        """Append a batch. index: (B,) positions in the reader; a sample may be added twice."""
+    def add(self, index: Tensor, hands: HandPrediction, presence: Tensor | None = None) -> None:
+        """Append a batch. index: (B,) positions in the reader; a sample may be added twice.
+
+        presence: (B, 2) probabilities; a hand below one half is not predicted. None: both are.
+        """
+        predicted = torch.ones(len(index), 2, dtype=torch.bool) if presence is None else presence.cpu() >= 0.5
         columns = {"vertices": hands.vertices, "joints": hands.joints, "relative": hands.relative,
                    "rotations": hands.mano.rotations, "shape": hands.mano.shape}
         with _disk_errors(self.path):
             self.files["index"].write(index.cpu().numpy().astype(np.int64).tobytes())
+            self.files["predicted"].write(predicted.numpy().tobytes())
             for name, values in columns.items():
                 self.files[name].write(values.float().cpu().numpy().tobytes())
 
@@ -119,7 +126,8 @@ def join_parts(path: Path, parts: int, origin: Origin, sample_id: Callable[[int]
     members = {name: _Member((len(rows), *ROW_SHAPES[name]), np.dtype(np.float32), map(column.take, chunks))
                for name, column in columns.items()}
     ids = np.array([sample_id(row) for row in index.tolist()], dtype=str)
-    small = {"image": ids, "index": index, "predicted": np.ones((len(rows), 2), dtype=bool)}
+    predicted = np.concatenate([np.fromfile(_part_file(path, part, "predicted"), dtype=bool) for part in range(parts)])
+    small = {"image": ids, "index": index, "predicted": predicted.reshape(-1, 2)[rows]}
     write_atomically(path, lambda file: _write_npz(file, _facts(origin) | small, members))
     shutil.rmtree(_parts_folder(path), ignore_errors=True)
     return len(rows)

@@ -87,6 +87,18 @@ class MeanErrors(Struct, frozen=True):
     mpvpe: float | None | UnsetType = UNSET
 
 
+class PresenceScores(Struct, frozen=True, kw_only=True):
+    """Which hands the network says there are, against what the data set says; shares are None of nothing."""
+
+    hands: int                              # that the images show
+    missed: int                             # of these, said to be absent
+    absent: int                             # hands that the images do not show
+    invented: int                           # of these, said to be present
+    one_right: float | None                 # share of images of one hand that are said to show that one alone
+    two_right: float | None                 # share of images of two hands that are said to show both
+    charged: MeanErrors                     # under the printed protocol, missed hands in the rest pose
+
+
 class Baseline(Struct, frozen=True):
     """What predicts without looking at the image."""
 
@@ -114,6 +126,7 @@ class NetworkScores(Scores, frozen=True, kw_only=True):
 
     rough: MeanErrors
     baseline: Baseline
+    presence: PresenceScores | UnsetType = UNSET        # of a network that says which hands there are
 
 
 class TestResult(NetworkScores, frozen=True, kw_only=True):
