@@ -28,7 +28,9 @@ def map_in_processes(function: Callable[[Job], Result], jobs: Iterable[Job], wor
     try:
         with signals_held():
             results = pool.map(function, jobs, chunksize=chunk)
-        yield from results
+        # `yield from` would cancel the rest before the processes are killed, and the pool's thread trips over that.
+        for result in results:      # noqa: UP028
+            yield result
     except BrokenProcessPool:
         raise UserError("One of the processes that shared the work is gone: it was killed, or it crashed.",
                         "Most often the memory is full: try fewer with --workers. What is finished is kept, and the "

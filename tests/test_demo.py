@@ -20,6 +20,7 @@ from common.errors import EXIT_SOME_FAILED, UserError
 from common.geometry import SquareBox, crop_affine
 from common.images import BadImage, crop_image, read_rgb
 from common.mano.model import HandModel
+from common.predict.photo import PhotoPredictor
 from data.checks import BadSample
 from data.frames.boxes import read_boxes
 from data.frames.folder import ImageFolder, unique_names
@@ -368,6 +369,53 @@ def test_every_picture_gets_all_its_files(run_demo, pictures: Path, tmp_path: Pa
 def test_one_picture_may_be_given_instead_of_a_folder(run_demo, pictures: Path, tmp_path: Path):
     assert run_demo("--input", pictures / "wide.jpg", "--output", tmp_path / "out") == 0
     assert (tmp_path / "out" / "panel" / "wide.png").is_file()
+
+
+@pytest.fixture
+def seen_hands(monkeypatch):
+    """Makes the demo see hands of the given presence (2,) for each person of an image, by the image's width."""
+    def see(**presences: list[tuple[float, float]]) -> None:
+        real = PhotoPredictor.__call__
+
+        def call(self, image, boxes=()):
+            hands, = real(self, image, boxes)
+            return [hands._replace(presence=np.array(own)) for own in presences[f"width_{image.shape[1]}"]]
+        monkeypatch.setattr(PhotoPredictor, "__call__", call)
+    return see
+
+
+def test_an_image_without_hands_gets_a_line_and_empty_results_and_the_rest_goes_on(run_demo, pictures: Path,
+                                                                                   tmp_path: Path, capsys, seen_hands):
+    seen_hands(width_90=[(0.1, 0.3)], width_50=[(0.2, 0.9)])
+    words = ("--input", pictures, "--output", tmp_path, "--finder", "none", "--save_boxes", tmp_path / "boxes.json")
+    assert run_demo(*words) == EXIT_SOME_FAILED
+    assert "wide.jpg: no hand found" in capsys.readouterr().err
+    assert [file.name for file in (tmp_path / "meshes").iterdir()] == ["höhe_left.obj"]
+    for name, shown in (("wide_right", False), ("wide_left", False), ("höhe_right", False), ("höhe_left", True)):
+        params = json.loads((tmp_path / "params" / f"{name}.json").read_text())
+        assert (params["root_pose"] is not None) == (params["joint_confidence"] is not None) == shown
+        assert (params["camera"]["scale_px_per_m"] is not None) == shown and params["hand"] == name.split("_")[1]
+    assert params["presence"] == 0.9
+    assert list(read_boxes(tmp_path / "boxes.json")) == ["höhe.png"]
+    (tmp_path / "meshes" / "höhe_right.obj").write_text("of an earlier run")
+    assert run_demo(*words, "--overwrite") == EXIT_SOME_FAILED
+    assert not (tmp_path / "meshes" / "höhe_right.obj").exists()
+    assert run_demo(*words, "--resume") == 0            # every image has its results
+
+
+def test_everybody_in_an_image_has_results_and_one_overlay_shows_all(run_demo, pictures: Path, tmp_path: Path,
+                                                                     seen_hands):
+    photo(2).save(pictures / "wide_1.png")              # a name that the second person of wide.jpg would have
+    seen_hands(width_90=[(0.9, 0.9), (0.9, 0.1), (0.6, 0.7)], width_50=[(0.9, 0.9)])
+    words = ("--input", pictures, "--output", tmp_path, "--finder", "none", "--save_boxes", tmp_path / "boxes.json")
+    assert run_demo(*words) == 0
+    assert sorted(file.stem for file in (tmp_path / "overlay").iterdir()) == ["höhe", "wide", "wide_1"]
+    names = ["höhe", "wide", "wide_1", "wide_1_1", "wide_1_2", "wide_2", "wide_3"]
+    assert sorted(file.stem for file in (tmp_path / "panel").iterdir()) == names
+    params = json.loads((tmp_path / "params" / "wide_2_right.json").read_text())
+    assert params["image"] == "wide.jpg" and params["people"] == ["wide", "wide_2", "wide_3"]
+    assert not (tmp_path / "meshes" / "wide_2_left.obj").exists()
+    assert [len(boxes) for boxes in read_boxes(tmp_path / "boxes.json").values()] == [1, 3, 3]
 
 
 @pytest.mark.parametrize(("chosen", "file"), [(7, "snapshot_7.pth.tar"), ("best", "snapshot_2.pth.tar")])

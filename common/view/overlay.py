@@ -31,6 +31,8 @@ def draw_hands(canvas: np.ndarray, canvas_from_image: np.ndarray, hands: TwoHand
     canvas_from_image: 3×3, from the pixels of the image that the hands were predicted from.  faces: (2, F, 3).
     """
     present = torch.from_numpy(hands.present)
+    if not present.any():
+        return canvas.copy()
     vertices = torch.from_numpy(hands.vertices)[present]
     points = torch.from_numpy(apply_affine(canvas_from_image, hands.to_px(hands.vertices))).float()[present]
     return paint_hands(canvas, torch.cat([points, vertices[..., 2:]], dim=-1), vertex_normals(vertices, faces[present]),
@@ -45,8 +47,6 @@ def paint_hands(background: np.ndarray, points: Tensor, normals: Tensor, faces: 
     normals: (K, V, 3) unit, camera axes.  faces: (K, F, 3).  colors: (K, 3) RGB in [0, 1].
     """
     image = background.copy()
-    if not len(points):
-        return image
     size = torch.tensor([image.shape[1], image.shape[0]])
     low = (points[..., :2].amin(dim=(0, 1)).floor() - 1).clamp(min=0).minimum(size).int().tolist()
     high = (points[..., :2].amax(dim=(0, 1)).ceil() + 2).clamp(min=0).minimum(size).int().tolist()

@@ -30,7 +30,8 @@ def read_boxes(path: Path) -> dict[str, tuple[Box, ...]]:
 
 def write_boxes(path: Path, boxes: dict[str, list[Box]]) -> None:
     """What `read_boxes` reads back; images without a box are left out."""
-    write_json(path, {name: [list(box) for box in own] for name, own in boxes.items() if own})
+    write_json(path, {name: [[round(number, 2) for number in box] for box in own]
+                      for name, own in boxes.items() if own})
 
 
 def _is_list_of_boxes(value: object) -> bool:
