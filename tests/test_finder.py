@@ -46,7 +46,7 @@ def open_hand() -> np.ndarray:
 def hand_at(x: float, y: float, size: float = 100.0, presence: float = 0.9, right: float = 0.9) -> FoundHand:
     """A hand whose joints lie on a diagonal."""
     joints = np.linspace(-0.5, 0.5, 21)[:, None] * size + [x, y]
-    return FoundHand(joints, np.zeros(21), np.zeros((21, 3)), presence, right)
+    return FoundHand(joints, np.zeros((21, 3)), presence, right)
 
 
 # ---------------------------------------------------------------- on images

@@ -16,8 +16,7 @@ SHAPE = np.array([[x, y] for y in (-0.5, -0.2, 0.0) for x in np.linspace(-0.5, 0
 
 
 def found(x: float, y: float, size: float = 100.0, right: float = 0.95, presence: float = 0.95) -> FoundHand:
-    return FoundHand(SHAPE * size + [x, y], np.zeros(21), np.concatenate([SHAPE, np.zeros((21, 1))], 1) / 6, presence,
-                     right)
+    return FoundHand(SHAPE * size + [x, y], np.concatenate([SHAPE, np.zeros((21, 1))], 1) / 6, presence, right)
 
 
 def hands_like(model, places: dict[Hand, FoundHand], presence=(1.0, 1.0), crop=(300.0, 200.0, 400.0)) -> TwoHands:
@@ -151,7 +150,7 @@ def test_a_hand_is_aligned_to_joints_that_are_sure_and_the_other_hand_stays(hand
     hands = hands_like(hand_model, {Hand.RIGHT: place, Hand.LEFT: found(500, 200)})
     truth = hands.to_px(hands.joints)[Hand.RIGHT] + [12.0, -8.0]
     metres = hands.joints[Hand.RIGHT] - hands.joints[Hand.RIGHT, :1]
-    sure = FoundHand(truth, np.zeros(21), metres, 0.99, 0.99)
+    sure = FoundHand(truth, metres, 0.99, 0.99)
     with_it = PhotoPredictor(Looks(hands), finder=lambda image: [sure], aligner=aligner, looks=1)(IMAGE)[0]
     off = np.linalg.norm(with_it.to_px(with_it.joints)[Hand.RIGHT] - truth, axis=1).mean()
     assert off < 2 < np.linalg.norm(hands.to_px(hands.joints)[Hand.RIGHT] - truth, axis=1).mean()
@@ -171,7 +170,7 @@ def test_what_the_refine_stage_added_turns_along_with_the_wrist(hand_model):
     angle = np.deg2rad(20)
     turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
     metres = (hands.joints[Hand.RIGHT] - hands.joints[Hand.RIGHT, :1]) @ turn.T
-    sure = FoundHand(500 * metres[:, :2] + hands.wrist_px[Hand.RIGHT], np.zeros(21), metres, 0.99, 0.99)
+    sure = FoundHand(500 * metres[:, :2] + hands.wrist_px[Hand.RIGHT], metres, 0.99, 0.99)
     result = PhotoPredictor(Looks(bumpy), finder=lambda image: [sure], aligner=aligner, looks=1)(IMAGE)[0]
     expected = bumpy.vertices[Hand.RIGHT] @ turn.T
     assert np.linalg.norm(result.vertices[Hand.RIGHT] - expected, axis=1).mean() < 0.004

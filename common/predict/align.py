@@ -80,7 +80,7 @@ class Aligner:
         start, current = hands, hands
         size = _size(hands, self._joints(hands, side))
         damping = torch.full_like(size, 1e-3)
-        rows, jacobian, joints = self._system(current, start, side, evidence, size)
+        rows, jacobian = self._system(current, start, side, evidence, size)
         cost = rows.square().sum(dim=-1)
         for _ in range(self.settings.steps):
             normal = jacobian.mT @ jacobian
@@ -88,7 +88,7 @@ class Aligner:
             step = torch.linalg.solve(normal + torch.diag_embed(damping[:, None] * diagonal + 1e-6),
                                       -(jacobian.mT @ rows[..., None]))[..., 0]
             moved = _moved(current, step)
-            new_rows, new_jacobian, new_joints = self._system(moved, start, side, evidence, size)
+            new_rows, new_jacobian = self._system(moved, start, side, evidence, size)
             new_cost = new_rows.square().sum(dim=-1)
             better = new_cost < cost
             current = AlignedHands(*(_where(better, new, old) for new, old in zip(moved, current, strict=True)))
@@ -110,7 +110,7 @@ class Aligner:
         return vertices[row, side], joints[row, side]
 
     def _system(self, hands: AlignedHands, start: AlignedHands, side: Tensor, evidence: Evidence, size: Tensor
-                ) -> tuple[Tensor, Tensor, Tensor]:
+                ) -> tuple[Tensor, Tensor]:
         """Weighted residuals (H, R) and their derivatives (H, R, 61)."""
         settings, joints = self.settings, self._joints(hands, side)
         d_joints = self._joint_derivative(hands, side, joints)                                  # (H, 21, 3, 58)
@@ -136,7 +136,7 @@ class Aligner:
 
         holds, d_holds = self._holds(hands, start, side)
         return (torch.cat([pull, off_depth * robust, holds], dim=1),
-                torch.cat([d_pull, d_depth, d_holds], dim=1), joints)
+                torch.cat([d_pull, d_depth, d_holds], dim=1))
 
     def _joint_derivative(self, hands: AlignedHands, side: Tensor, joints: Tensor) -> Tensor:
         """(H, 21, 3, 58): of the joints by turns of each joint in its own frame and by the shape."""

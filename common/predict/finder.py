@@ -43,7 +43,6 @@ class FoundHand(NamedTuple):
     """One hand that the finder sees."""
 
     joints_px: np.ndarray   # (21, 2)   pixels of the image
-    depth_px: np.ndarray    # (21,)     depth relative to the wrist, in the scale of the pixels
     joints_m: np.ndarray    # (21, 3)   metres relative to the wrist, axes of the camera: of a hand of average size
     presence: float         # that this is a hand, 0 to 1
     right: float            # that it is a right one, 0 to 1
@@ -114,7 +113,6 @@ class HandFinder:
         turn = image_from_crop[:2, :2] * (LANDMARK_SIZE / crop.side)                 # a rotation
         joints_m = np.concatenate([joints_m[:, :2] @ turn.T, joints_m[:, 2:]], axis=1)
         return FoundHand(apply_affine(image_from_crop, joints[:, :2] - 0.5),
-                         (joints[:, 2] - joints[WRIST, 2]) * crop.side / LANDMARK_SIZE,
                          joints_m - joints_m[WRIST], float(presence[0]), float(right[0]))
 
 
@@ -149,8 +147,8 @@ class TurnedSquare(NamedTuple):
 
 
 # What the crop is put round: the palm and the middle joints, which move less than the fingertips.
-_STABLE = [MANO21.index(name) for name in ("wrist", "thumb1", "thumb2", "index1", "index2", "middle1", "middle2",
-                                           "ring1", "ring2", "pinky1", "pinky2")] + [MANO21.index("thumb3")]
+_STABLE = [MANO21.index(name) for name in ("wrist", "thumb1", "thumb2", "thumb3", "index1", "index2", "middle1",
+                                           "middle2", "ring1", "ring2", "pinky1", "pinky2")]
 
 
 def hand_crop(joints_px: np.ndarray) -> TurnedSquare:

@@ -27,7 +27,7 @@ _ALIKE = 2.0                # largest ratio of their sizes
 _MOVED = 0.1                # of its side: by how much a box moves or changes before it is looked at again
 _SURE = 0.9                 # presence, and probability of the side, of joints that hands are aligned to
 # Logit of a hand's presence: constant, share of the network's own, plus where the finder saw the hand, minus where it
-# saw only the other one. A logistic regression on rendered validation images.
+# saw only the other one. Not calibrated: no shipped weights say which hands there are yet.
 PRESENCE = (0.0, 1.0, 2.0, 1.0)
 DEPTH_WEIGHT = 0.25         # of the depth that the landmark network gives, beside its joints in the image
 _SAME = 1.0                 # distance of the found from the predicted joints, in sizes, up to which they are one hand
